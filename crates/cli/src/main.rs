@@ -1,0 +1,3 @@
+//! The `sandforge` command.
+#![forbid(unsafe_code)]
+fn main() {}

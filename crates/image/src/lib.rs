@@ -1,0 +1,2 @@
+//! Root images and boot assets: build, convert to EROFS, verify, cache.
+#![forbid(unsafe_code)]
