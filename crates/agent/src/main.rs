@@ -1,2 +1,3 @@
-//! PID 1 of the guest.
+//! PID 1 of the guest: serves the wire and runs each task in a sandbox of its own.
+
 fn main() {}

@@ -1,0 +1,621 @@
+//! What the host can ask of the agent: one type per operation, the replies, and the errors.
+//!
+//! An operation opens a stream. The bytes that the host sends on it are the operation's input
+//! (stdin, file content, a tar), the bytes that come back are its output, and the JSON in the
+//! agent's closing frame is its reply. A failed operation is a reset that carries [`OpError`].
+//! Every payload refuses unknown fields: what was signed is what is understood.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::text::{Secret, Text};
+
+/// An operation: its name on the wire and the reply that it ends with.
+pub trait Operation: Serialize + DeserializeOwned {
+    /// The `op` field of the envelope.
+    const NAME: &'static str;
+    /// The JSON in the agent's closing frame.
+    type Reply: Serialize + DeserializeOwned;
+}
+
+macro_rules! operations {
+    ($($type:ident = $name:literal -> $reply:ty;)*) => {$(
+        impl Operation for $type {
+            const NAME: &'static str = $name;
+            type Reply = $reply;
+        }
+    )*};
+}
+
+operations! {
+    Exec = "exec" -> ExecReply;
+    Stdin = "stdin" -> Done;
+    Signal = "signal" -> Done;
+    Resize = "resize" -> Done;
+    Attach = "attach" -> ExecReply;
+    Processes = "processes" -> ProcessList;
+    Read = "read" -> Transferred;
+    Write = "write" -> Transferred;
+    Stat = "stat" -> FileInfo;
+    List = "list" -> Transferred;
+    Mkdir = "mkdir" -> Done;
+    Rename = "rename" -> Done;
+    Remove = "remove" -> Done;
+    Watch = "watch" -> Done;
+    TarIn = "tar-in" -> Transferred;
+    TarOut = "tar-out" -> Transferred;
+    Clock = "clock" -> Done;
+    Reseed = "reseed" -> Done;
+    Info = "info" -> GuestInfo;
+    Shutdown = "shutdown" -> Done;
+}
+
+/// The reply of an operation that has nothing to tell but that it succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {}
+
+/// The host's name for a process: unique in the sandbox, at most 64 of `[A-Za-z0-9_.-]`.
+pub type ProcessName = String;
+
+/// Runs a command in a task sandbox of its own. Input is stdin, output is stdout; stderr comes
+/// on a stream that the agent opens ([`AgentOpen::Stderr`]), except with a terminal, where there
+/// is one output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// How later operations (`signal`, `resize`, `attach`) name this process.
+    pub process: ProcessName,
+    /// What to run.
+    pub command: Command,
+    /// Absolute working directory; `/workspace` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<Text>,
+    /// Added to the agent's small default environment (PATH, HOME, USER, LANG, TERM).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<Text, Secret>,
+    /// `name`, `uid`, or either with `:group`; the image's uid 1000 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+    /// A pseudo-terminal of this size instead of pipes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<WindowSize>,
+    /// Whether input will come; `/dev/null` otherwise.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Wall time after which the process group gets TERM, and KILL after `kill_grace_ms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Between TERM and KILL.
+    #[serde(default = "default_kill_grace_ms")]
+    pub kill_grace_ms: u64,
+    /// What the task may use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Reply as soon as the process has started; its output is kept for `attach`.
+    #[serde(default)]
+    pub detach: bool,
+}
+
+fn default_kill_grace_ms() -> u64 {
+    5_000
+}
+
+/// What to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Command {
+    /// A program found by PATH and its arguments; never empty.
+    Argv(Vec<Text>),
+    /// A line for `/bin/sh -c`.
+    Shell(Text),
+}
+
+/// Character cells of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// Bounds of one task's cgroup and of the log that is kept for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// `memory.max` in bytes; the guest's memory less the agent's reserve when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// `pids.max`.
+    pub pids: u32,
+    /// `cpu.max` in thousandths of a CPU; all the guest's CPUs when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
+    /// Kept output per stream of a detached process; the oldest goes first.
+    pub log_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { memory_bytes: None, pids: 4096, cpu_millis: None, log_bytes: 16 << 20 }
+    }
+}
+
+/// How an `exec` or `attach` ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecReply {
+    /// What became of the process.
+    pub outcome: Outcome,
+    /// CPU time of the whole task (cgroup `usage_usec`), in microseconds.
+    #[serde(default)]
+    pub cpu_usec: u64,
+    /// Highest memory of the task (cgroup `memory.peak`), in bytes.
+    #[serde(default)]
+    pub memory_peak_bytes: u64,
+    /// Kept output that was dropped because the log was full: stdout, stderr, in bytes.
+    #[serde(default)]
+    pub dropped: (u64, u64),
+}
+
+/// What became of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum Outcome {
+    /// It has not ended (a detached start, or an `attach` that does not follow).
+    Running,
+    /// It exited by itself.
+    Exited {
+        /// 0 to 255.
+        code: u8,
+    },
+    /// A signal ended it.
+    Signaled {
+        /// The Linux signal number.
+        signal: i32,
+    },
+    /// Its time was up; the signal that it took is told.
+    TimedOut {
+        /// 15 or 9.
+        signal: i32,
+    },
+    /// The kernel killed it because the task reached `memory.max`.
+    OutOfMemory {
+        /// The bound in bytes, where the task had one of its own.
+        limit_bytes: Option<u64>,
+    },
+    /// There is no such command (the shell's 127).
+    NotFound {
+        /// What was looked for, for a person.
+        command: String,
+    },
+    /// The file is there but cannot be run (the shell's 126).
+    NotExecutable {
+        /// The system's reason.
+        reason: String,
+    },
+}
+
+/// More input for a detached process; the stream's end closes its stdin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stdin {
+    /// Which.
+    pub process: ProcessName,
+}
+
+/// A signal to the whole process group, or KILL to the whole task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signal {
+    /// Which.
+    pub process: ProcessName,
+    /// The Linux signal number, 1 to 64.
+    pub signal: i32,
+}
+
+/// A new size for a process's terminal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// Which.
+    pub process: ProcessName,
+    /// The new size.
+    pub size: WindowSize,
+}
+
+/// Output of a detached process, from an offset on; ends with the process when following.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    /// Which.
+    pub process: ProcessName,
+    /// Bytes of stdout that the caller already has.
+    #[serde(default)]
+    pub stdout_offset: u64,
+    /// Bytes of stderr that the caller already has.
+    #[serde(default)]
+    pub stderr_offset: u64,
+    /// Go on until the process ends.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// Asks for the processes of the sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Processes {}
+
+/// Reply of [`Processes`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessList {
+    /// Running ones, and detached ones that have ended, oldest first.
+    pub processes: Vec<ProcessInfo>,
+}
+
+/// One process of the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// The host's name for it.
+    pub process: ProcessName,
+    /// Whether it was started detached.
+    pub detached: bool,
+    /// Milliseconds since it started.
+    pub age_ms: u64,
+    /// What has become of it.
+    pub outcome: Outcome,
+}
+
+/// File content, or a range of it, as output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Read {
+    /// Absolute path.
+    pub path: Text,
+    /// First byte.
+    #[serde(default)]
+    pub offset: u64,
+    /// How many bytes; to the end when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
+    /// As whom; see [`Exec::user`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+}
+
+/// File content as input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Write {
+    /// Absolute path.
+    pub path: Text,
+    /// Where the input goes.
+    #[serde(default)]
+    pub at: WriteAt,
+    /// Permission bits of a new file.
+    #[serde(default = "default_file_mode")]
+    pub mode: u32,
+    /// Make missing parent directories.
+    #[serde(default)]
+    pub parents: bool,
+    /// As whom; see [`Exec::user`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+}
+
+fn default_file_mode() -> u32 {
+    0o644
+}
+
+/// Where written bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WriteAt {
+    /// The file is replaced as a whole, by rename, when all input has arrived.
+    #[default]
+    Replace,
+    /// After the last byte.
+    Append,
+    /// From this byte on, leaving the rest.
+    Offset(u64),
+}
+
+/// How much went through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transferred {
+    /// Bytes of content.
+    pub bytes: u64,
+    /// Files, directories and links, where the operation has several.
+    #[serde(default)]
+    pub entries: u64,
+}
+
+/// Asks for a file's metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stat {
+    /// Absolute path.
+    pub path: Text,
+    /// Follow a final symbolic link.
+    #[serde(default)]
+    pub follow: bool,
+    /// As whom; see [`Exec::user`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+}
+
+/// A file's metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileInfo {
+    /// As asked for; relative to the listed directory in a listing.
+    pub path: Text,
+    /// What it is.
+    pub kind: FileKind,
+    /// In bytes.
+    pub size: u64,
+    /// Permission bits, `0o7777` at most.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time, milliseconds since 1970 (negative before).
+    pub mtime_ms: i64,
+    /// Where a symbolic link points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Text>,
+}
+
+/// What a directory entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A FIFO, a socket or a device.
+    Other,
+}
+
+/// A directory's entries as output, one [`FileInfo`] a line, so that no listing is too long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct List {
+    /// Absolute path.
+    pub path: Text,
+    /// Levels below; 1 lists the directory alone.
+    #[serde(default = "default_depth")]
+    pub depth: u32,
+    /// As whom; see [`Exec::user`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+}
+
+fn default_depth() -> u32 {
+    1
+}
+
+/// Makes a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mkdir {
+    /// Absolute path.
+    pub path: Text,
+    /// Make missing parents, and accept one that is there.
+    #[serde(default)]
+    pub parents: bool,
+    /// Permission bits.
+    #[serde(default = "default_directory_mode")]
+    pub mode: u32,
+    /// As whom; see [`Exec::user`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+}
+
+fn default_directory_mode() -> u32 {
+    0o755
+}
+
+/// Renames within one file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rename {
+    /// Absolute path.
+    pub from: Text,
+    /// Absolute path.
+    pub to: Text,
+    /// Replace what is there.
+    #[serde(default)]
+    pub replace: bool,
+    /// As whom; see [`Exec::user`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+}
+
+/// Removes a file, or a directory with all that is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remove {
+    /// Absolute path.
+    pub path: Text,
+    /// Needed for a directory that is not empty.
+    #[serde(default)]
+    pub recursive: bool,
+    /// As whom; see [`Exec::user`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+}
+
+/// Changes below a path as output, one [`WatchEvent`] a line, until the host ends the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watch {
+    /// Absolute path of a file or directory.
+    pub path: Text,
+    /// Directories below too, also ones made later.
+    #[serde(default)]
+    pub recursive: bool,
+    /// As whom; see [`Exec::user`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum WatchEvent {
+    /// The watches are in place: what happens from now on is told.
+    Ready,
+    /// Something came to be, or was moved in.
+    Created {
+        /// Relative to the watched path.
+        path: Text,
+    },
+    /// Content or metadata changed.
+    Modified {
+        /// Relative to the watched path.
+        path: Text,
+    },
+    /// Something went, or was moved out.
+    Removed {
+        /// Relative to the watched path.
+        path: Text,
+    },
+    /// The kernel's queue overflowed: look again at everything.
+    Overflow,
+}
+
+/// Unpacks a tar (the input) below a directory that is made if missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TarIn {
+    /// Absolute path.
+    pub path: Text,
+    /// As whom; see [`Exec::user`]. Everything unpacked belongs to that user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+}
+
+/// Packs a directory, or one file, as a tar (the output). Names are relative to `path`; nothing
+/// is followed; sockets and devices are left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TarOut {
+    /// Absolute path.
+    pub path: Text,
+    /// As whom; see [`Exec::user`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+}
+
+/// Sets the guest's wall clock. Its own time takes the place of the guest's when its expiry is
+/// checked, since a guest that just woke does not know the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clock {
+    /// Nanoseconds since 1970.
+    pub unix_ns: u64,
+}
+
+/// Feeds the guest's random number generator from the host's. No task starts before the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reseed {
+    /// 64 bytes, base64.
+    pub entropy: Secret,
+}
+
+/// Asks what the guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Info {}
+
+/// What the guest is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestInfo {
+    /// Version of the agent.
+    pub agent: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// CPUs that are online.
+    pub cpus: u32,
+    /// `MemTotal` in bytes.
+    pub memory_bytes: u64,
+    /// Landlock ABI that tasks run under.
+    pub landlock_abi: u32,
+    /// Milliseconds from the kernel's start until the agent served its carrier.
+    pub ready_ms: u64,
+}
+
+/// Ends every task, syncs, and stops the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shutdown {}
+
+/// A stream that the agent opens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum AgentOpen {
+    /// The standard error of an `exec` or `attach`, whose stream is named.
+    Stderr {
+        /// The stream that the host opened.
+        of: u32,
+    },
+}
+
+/// Why an operation failed: the JSON of a reset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct OpError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people: what failed, on what, and why.
+    pub message: String,
+}
+
+impl OpError {
+    /// An error of this code that says this.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// What kind of failure it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request makes no sense.
+    Invalid,
+    /// The operation is not one that this agent knows.
+    Unsupported,
+    /// The signature does not verify.
+    BadSignature,
+    /// The envelope names another sandbox.
+    WrongSandbox,
+    /// The sequence number was used, or a later one was.
+    Replayed,
+    /// The time to run it has passed.
+    Expired,
+    /// Refused until the guest's entropy and clock are fresh.
+    NotReady,
+    /// No such file, process or user.
+    NotFound,
+    /// It is there already.
+    Exists,
+    /// The user may not.
+    PermissionDenied,
+    /// No space, memory or process slot is left.
+    Exhausted,
+    /// Too many streams or processes.
+    TooMany,
+    /// The other side gave up.
+    Cancelled,
+    /// The system refused for another reason, which the message tells.
+    Failed,
+}
