@@ -1,0 +1,349 @@
+//! Signed operations. The envelope is JSON; what is signed is a binary encoding of its fields,
+//! so that no two readings of the JSON can share a signature.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::frame::MAX_OPEN;
+use crate::op::{Clock, ErrorCode, OpError, Operation};
+
+/// Separates these signatures from any other use of the key.
+const CONTEXT: &[u8] = b"sandforge operation v1\0";
+/// Length of an envelope's salt in bytes.
+pub const SALT: usize = 16;
+/// Longest sandbox id.
+pub const MAX_SANDBOX_ID: usize = 64;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope<'a> {
+    op: &'a str,
+    sandbox: &'a str,
+    sequence: u64,
+    /// Milliseconds since 1970 after which the agent refuses.
+    expires_ms: u64,
+    /// Makes the digest of a payload with a guessable secret unguessable. It travels with the
+    /// operation and is not logged.
+    salt: &'a str,
+    signature: &'a str,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+}
+
+/// SHA-256 over an operation's canonical encoding: what the audit log and the reply name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskDigest(pub [u8; 32]);
+
+impl std::fmt::Display for TaskDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The fields in the order and the shape in which they are signed: every variable part is
+/// preceded by its length as a big-endian u32, numbers are big-endian u64.
+fn canonical(
+    sandbox: &str,
+    sequence: u64,
+    expires_ms: u64,
+    op: &str,
+    salt: &[u8; SALT],
+    payload: &[u8],
+) -> Vec<u8> {
+    let payload_hash = Sha256::new().chain_update(salt).chain_update(payload).finalize();
+    let mut bytes = CONTEXT.to_vec();
+    let mut part = |part: &[u8]| {
+        let length = u32::try_from(part.len()).expect("parts are bounded by MAX_OPEN");
+        bytes.extend_from_slice(&length.to_be_bytes());
+        bytes.extend_from_slice(part);
+    };
+    part(sandbox.as_bytes());
+    part(&sequence.to_be_bytes());
+    part(&expires_ms.to_be_bytes());
+    part(op.as_bytes());
+    part(&payload_hash);
+    bytes
+}
+
+/// Why an operation could not be put into an envelope.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// Arguments, environment and paths together are too long.
+    #[error("the request takes {0} bytes; {MAX_OPEN} are the limit for arguments and environment")]
+    TooLong(usize),
+    /// The payload has no JSON form.
+    #[error("cannot encode the request")]
+    Encode(#[from] serde_json::Error),
+}
+
+/// The host's half: numbers, dates and signs operations for one sandbox.
+#[derive(Debug)]
+pub struct Sealer {
+    key: SigningKey,
+    sandbox: String,
+    sequence: u64,
+}
+
+impl Sealer {
+    /// Signs for this sandbox with this key, from the sequence number above `last` on.
+    pub fn new(key: SigningKey, sandbox: impl Into<String>, last: u64) -> Self {
+        Self { key, sandbox: sandbox.into(), sequence: last }
+    }
+
+    /// The envelope's bytes, wiped on drop, and the operation's digest.
+    ///
+    /// # Errors
+    /// `SealError` where the operation is longer than a frame can be.
+    pub fn seal<O: Operation>(
+        &mut self,
+        operation: &O,
+        expires_ms: u64,
+        salt: &[u8; SALT],
+    ) -> Result<(Zeroizing<Vec<u8>>, TaskDigest), SealError> {
+        let mut payload = WipingBuffer::default();
+        serde_json::to_writer(&mut payload, operation)?;
+        let payload = payload.0;
+        self.sequence += 1;
+        let canonical =
+            canonical(&self.sandbox, self.sequence, expires_ms, O::NAME, salt, &payload);
+        let text = std::str::from_utf8(&payload).expect("serde_json writes UTF-8");
+        let envelope = Envelope {
+            op: O::NAME,
+            sandbox: &self.sandbox,
+            sequence: self.sequence,
+            expires_ms,
+            salt: &BASE64.encode(salt),
+            signature: &BASE64.encode(self.key.sign(&canonical).to_bytes()),
+            payload: serde_json::from_str(text)?,
+        };
+        let mut bytes = WipingBuffer::default();
+        serde_json::to_writer(&mut bytes, &envelope)?;
+        if bytes.0.len() > MAX_OPEN {
+            return Err(SealError::TooLong(bytes.0.len()));
+        }
+        Ok((bytes.0, TaskDigest(Sha256::digest(&canonical).into())))
+    }
+}
+
+/// An operation that may be carried out.
+#[derive(Debug)]
+pub struct Opened<'a> {
+    /// Its name.
+    pub op: &'a str,
+    /// Its payload, exactly the bytes that were signed.
+    pub payload: &'a [u8],
+}
+
+/// The agent's half: lets through what was signed for this sandbox, once, in time.
+#[derive(Debug)]
+pub struct Opener {
+    key: VerifyingKey,
+    sandbox: String,
+    sequence: u64,
+}
+
+impl Opener {
+    /// Accepts operations for this sandbox that verify under this key.
+    pub fn new(key: VerifyingKey, sandbox: impl Into<String>) -> Self {
+        Self { key, sandbox: sandbox.into(), sequence: 0 }
+    }
+
+    /// The last sequence number that was accepted.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The operation in an envelope, or why it is refused. Nothing but the signature's own
+    /// fields is looked at before the signature verifies.
+    ///
+    /// # Errors
+    /// `Invalid` for what is not an envelope, then `BadSignature`, `WrongSandbox`, `Replayed`
+    /// and `Expired`, in this order.
+    pub fn open<'a>(&mut self, envelope: &'a [u8], now_ms: u64) -> Result<Opened<'a>, OpError> {
+        let refuse = |code, message: &str| Err(OpError::new(code, message));
+        let invalid =
+            |error| OpError::new(ErrorCode::Invalid, format!("not an operation: {error}"));
+        let parsed: Envelope<'a> = serde_json::from_slice(envelope).map_err(invalid)?;
+        let salt = BASE64.decode(parsed.salt).ok().and_then(|salt| salt.try_into().ok());
+        let signature = BASE64.decode(parsed.signature).ok();
+        let signature = signature.and_then(|bytes| Signature::from_slice(&bytes).ok());
+        let (Some(salt), Some(signature)) = (salt, signature) else {
+            return refuse(ErrorCode::BadSignature, "salt or signature is malformed");
+        };
+        let payload = parsed.payload.get().as_bytes();
+        let canonical = canonical(
+            parsed.sandbox,
+            parsed.sequence,
+            parsed.expires_ms,
+            parsed.op,
+            &salt,
+            payload,
+        );
+        if self.key.verify_strict(&canonical, &signature).is_err() {
+            return refuse(ErrorCode::BadSignature, "the signature does not verify");
+        }
+        if parsed.sandbox != self.sandbox {
+            return refuse(ErrorCode::WrongSandbox, "the operation is for another sandbox");
+        }
+        if parsed.sequence <= self.sequence {
+            return refuse(ErrorCode::Replayed, "the sequence number was used already");
+        }
+        let now_ms = match parsed.op {
+            Clock::NAME => {
+                let clock: Clock = serde_json::from_slice(payload).map_err(invalid)?;
+                clock.unix_ns / 1_000_000
+            }
+            _ => now_ms,
+        };
+        if parsed.expires_ms <= now_ms {
+            return refuse(ErrorCode::Expired, "the operation came after its expiry");
+        }
+        self.sequence = parsed.sequence;
+        Ok(Opened { op: parsed.op, payload })
+    }
+}
+
+/// A growing buffer that wipes what it outgrows.
+#[derive(Default)]
+struct WipingBuffer(Zeroizing<Vec<u8>>);
+
+impl std::io::Write for WipingBuffer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let needed = self.0.len() + bytes.len();
+        if needed > self.0.capacity() {
+            let mut grown = Vec::with_capacity(needed.next_power_of_two().max(1024));
+            grown.extend_from_slice(&self.0);
+            self.0.zeroize();
+            self.0 = Zeroizing::new(grown);
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::op::{Mkdir, Signal};
+
+    const SALT_BYTES: [u8; SALT] = [7; SALT];
+
+    fn pair() -> (Sealer, Opener) {
+        let key = SigningKey::from_bytes(&[42; 32]);
+        let verifying = key.verifying_key();
+        (Sealer::new(key, "sb-1", 0), Opener::new(verifying, "sb-1"))
+    }
+
+    fn signal() -> Signal {
+        Signal { process: "p1".into(), signal: 15 }
+    }
+
+    fn refusal(opener: &mut Opener, bytes: &[u8], now: u64) -> ErrorCode {
+        opener.open(bytes, now).unwrap_err().code
+    }
+
+    #[test]
+    fn what_was_sealed_opens_with_the_same_payload() {
+        let (mut sealer, mut opener) = pair();
+        let (bytes, _) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+        let opened = opener.open(&bytes, 999).unwrap();
+        assert_eq!(opened.op, "signal");
+        assert_eq!(serde_json::from_slice::<Signal>(opened.payload).unwrap(), signal());
+    }
+
+    #[test]
+    fn a_second_delivery_is_a_replay() {
+        let (mut sealer, mut opener) = pair();
+        let (bytes, _) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+        opener.open(&bytes, 0).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::Replayed);
+    }
+
+    #[test]
+    fn an_earlier_operation_after_a_later_one_is_a_replay() {
+        let (mut sealer, mut opener) = pair();
+        let (first, _) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+        let (second, _) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+        opener.open(&second, 0).unwrap();
+        assert_eq!(refusal(&mut opener, &first, 0), ErrorCode::Replayed);
+    }
+
+    #[test]
+    fn an_operation_is_refused_from_its_expiry_on() {
+        let (mut sealer, mut opener) = pair();
+        let (bytes, _) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 1000), ErrorCode::Expired);
+        assert!(opener.open(&bytes, 999).is_ok(), "a refused operation does not use its number");
+    }
+
+    #[test]
+    fn another_sandbox_s_operation_is_refused() {
+        let (_, mut opener) = pair();
+        let mut other = Sealer::new(SigningKey::from_bytes(&[42; 32]), "sb-2", 0);
+        let (bytes, _) = other.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::WrongSandbox);
+    }
+
+    #[test]
+    fn another_key_s_operation_is_refused() {
+        let (_, mut opener) = pair();
+        let mut other = Sealer::new(SigningKey::from_bytes(&[43; 32]), "sb-1", 0);
+        let (bytes, _) = other.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::BadSignature);
+    }
+
+    #[test]
+    fn the_clock_is_held_against_the_time_that_it_brings() {
+        let (mut sealer, mut opener) = pair();
+        let clock = Clock { unix_ns: 5_000_000_000 };
+        let (bytes, _) = sealer.seal(&clock, 6000, &SALT_BYTES).unwrap();
+        assert!(opener.open(&bytes, u64::MAX).is_ok());
+        let (late, _) = sealer.seal(&clock, 4000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &late, 0), ErrorCode::Expired);
+    }
+
+    #[test]
+    fn equal_operations_have_different_digests() {
+        let (mut sealer, _) = pair();
+        let (_, one) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+        let (_, two) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+        assert_ne!(one, two);
+    }
+
+    #[test]
+    fn an_operation_that_no_frame_can_hold_is_refused_here() {
+        let (mut sealer, _) = pair();
+        let path = crate::text::Text::new(vec![b'a'; MAX_OPEN]).unwrap();
+        let mkdir = Mkdir { path, parents: false, mode: 0o755, user: None };
+        assert!(matches!(sealer.seal(&mkdir, 1, &SALT_BYTES), Err(SealError::TooLong(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn no_changed_byte_gets_through(position in any::<prop::sample::Index>(), flip in 1u8..) {
+            let (mut sealer, mut opener) = pair();
+            let (bytes, _) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+            let mut changed = bytes.to_vec();
+            let position = position.index(changed.len());
+            changed[position] ^= flip;
+            prop_assert!(opener.open(&changed, 0).is_err());
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            prop_assert!(pair().1.open(&bytes, 0).is_err());
+        }
+    }
+}
