@@ -1,2 +1,278 @@
-//! What runs guests: the SandboxBackend trait, isolation tiers, probes, and the mock engine.
+//! What runs guests: the [`SandboxBackend`] trait, isolation tiers, and the mock engine.
+//!
+//! An engine is handed descriptors and numbers, never a policy or a secret: what a guest may
+//! do was decided before, and what it is given to do comes later, over the carrier.
 #![forbid(unsafe_code)]
+
+pub mod mock;
+
+use std::fmt;
+use std::fs::File;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// What stands between a task and the host, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// The host's own kernel, with namespaces and filters. Only ever by name.
+    Process,
+    /// A machine of its own in software. QEMU does not call its emulator a security boundary;
+    /// Sandforge confines the emulator for that reason.
+    Emulated,
+    /// A machine of its own behind the processor's virtualization.
+    Vm,
+}
+
+impl Isolation {
+    /// The name in flags, files and replies.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Emulated => "emulated",
+            Self::Vm => "vm",
+        }
+    }
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Isolation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Vm, Self::Emulated, Self::Process]
+            .into_iter()
+            .find(|tier| tier.as_str() == text)
+            .ok_or_else(|| format!("`{text}` is not one of vm, emulated, process"))
+    }
+}
+
+/// What an engine can do beyond booting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Capabilities {
+    /// [`Machine::pause`] and [`Machine::resume`].
+    pub pause: bool,
+    /// [`Machine::snapshot`].
+    pub snapshot: bool,
+    /// [`Machine::fork`].
+    pub fork: bool,
+    /// Most virtual CPUs.
+    pub max_cpus: u32,
+}
+
+/// A failure of an engine, in words for the person who asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// This machine cannot run the engine.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// The request is beyond what the engine can do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A step of the boot failed.
+    #[error("{step}: {reason}")]
+    Boot {
+        /// What was being done.
+        step: &'static str,
+        /// What the system or the monitor said.
+        reason: String,
+    },
+    /// The machine ended before or while it was asked.
+    #[error("the machine has ended: {0}")]
+    Ended(String),
+}
+
+/// Why an engine cannot run here, and what would change that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{reason}; {remedy}")]
+pub struct Unavailable {
+    /// The cause.
+    pub reason: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// A passed preflight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Preflight {
+    /// What will run the guest, with its version.
+    pub monitor: String,
+    /// What confines the monitor on this host, in words.
+    pub confinement: Vec<String>,
+    /// What is weaker than it could be, in words.
+    pub notes: Vec<String>,
+}
+
+/// The root of the guest's files.
+#[derive(Debug)]
+pub struct RootDisk {
+    /// Opened for reading; the engine attaches it read-only.
+    pub file: File,
+    /// The kernel's name of its file system.
+    pub file_system: &'static str,
+}
+
+/// All that an engine needs to start a machine.
+#[derive(Debug)]
+pub struct BootSpec {
+    /// The sandbox's id: at most 64 of `[A-Za-z0-9_.-]`.
+    pub sandbox: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Guest memory in MiB.
+    pub memory_mb: u32,
+    /// An ELF kernel with a PVH entry, or a bzImage.
+    pub kernel: File,
+    /// A cpio whose `/init` is the agent.
+    pub initramfs: File,
+    /// The guest's root.
+    pub root: RootDisk,
+    /// What the agent needs to know, as kernel parameters.
+    pub agent_arguments: Vec<String>,
+    /// Where the carrier is offered.
+    pub attachment: Attachment,
+    /// Show the guest's console on stderr, for finding out why a kernel does not come up.
+    pub console: bool,
+}
+
+/// Whom a machine belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attachment {
+    /// The calling process: the machine ends with it, however it ends.
+    Owned,
+    /// Nobody: the machine goes on, and its carrier is a unix socket at this path that takes
+    /// one peer after another. [`Machine::carrier`] is the first.
+    Detached(PathBuf),
+}
+
+/// The byte stream between host and agent.
+pub trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for T {}
+
+/// What a machine has used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Stats {
+    /// CPU time of the monitor and the guest together.
+    pub cpu: Duration,
+    /// Highest resident memory of the monitor process, guest memory included, in bytes.
+    pub memory_peak_bytes: u64,
+}
+
+/// An engine.
+#[async_trait]
+pub trait SandboxBackend: fmt::Debug + Send + Sync {
+    /// Its name in flags, files and replies.
+    fn name(&self) -> &'static str;
+
+    /// The tier that its machines have.
+    fn isolation(&self) -> Isolation;
+
+    /// What it can do beyond booting.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Finds out whether it can run a guest here, by trying what a guest needs rather than by
+    /// looking for files.
+    ///
+    /// # Errors
+    /// `Unavailable` with the cause and a remedy.
+    async fn preflight(&self) -> Result<Preflight, Unavailable>;
+
+    /// Starts a machine and returns as soon as its monitor runs; the guest is up when its
+    /// agent answers on the carrier.
+    ///
+    /// # Errors
+    /// `EngineError`; nothing is left behind then.
+    async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, EngineError>;
+}
+
+/// A running machine. Dropping an owned one kills it.
+#[async_trait]
+pub trait Machine: fmt::Debug + Send + Sync {
+    /// The byte stream to the agent. The first call gets it.
+    ///
+    /// # Errors
+    /// `Ended` where it was taken already or the machine is gone.
+    fn carrier(&mut self) -> Result<Box<dyn Carrier>, EngineError>;
+
+    /// The process that runs the guest, where there is one.
+    fn monitor_pid(&self) -> Option<u32>;
+
+    /// What it has used so far.
+    ///
+    /// # Errors
+    /// `Ended` where nothing can be told any more.
+    fn stats(&self) -> Result<Stats, EngineError>;
+
+    /// Stops the virtual CPUs; memory stays.
+    ///
+    /// # Errors
+    /// `Unsupported` without [`Capabilities::pause`].
+    async fn pause(&mut self) -> Result<(), EngineError> {
+        Err(unsupported("pause"))
+    }
+
+    /// Lets the virtual CPUs go on.
+    ///
+    /// # Errors
+    /// `Unsupported` without [`Capabilities::pause`].
+    async fn resume(&mut self) -> Result<(), EngineError> {
+        Err(unsupported("resume"))
+    }
+
+    /// Writes the machine's state and memory to a file, paused.
+    ///
+    /// # Errors
+    /// `Unsupported` without [`Capabilities::snapshot`].
+    async fn snapshot(&mut self, _into: File) -> Result<(), EngineError> {
+        Err(unsupported("snapshot"))
+    }
+
+    /// Makes `count` copies that share memory until they write.
+    ///
+    /// # Errors
+    /// `Unsupported` without [`Capabilities::fork`].
+    async fn fork(&mut self, _count: u32) -> Result<Vec<Box<dyn Machine>>, EngineError> {
+        Err(unsupported("fork"))
+    }
+
+    /// Waits for the machine's end and says how it came, in words.
+    async fn ended(&mut self) -> String;
+
+    /// Ends the machine at once and waits until nothing of it is left.
+    ///
+    /// # Errors
+    /// `Ended` where the monitor cannot be reached any more.
+    async fn kill(&mut self) -> Result<(), EngineError>;
+}
+
+fn unsupported(operation: &str) -> EngineError {
+    EngineError::Unsupported(format!("this engine cannot {operation} a machine"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiers_are_ordered_by_what_they_protect_from() {
+        assert!(Isolation::Process < Isolation::Emulated && Isolation::Emulated < Isolation::Vm);
+    }
+
+    #[test]
+    fn a_tier_parses_from_its_name_and_from_nothing_else() {
+        for tier in [Isolation::Process, Isolation::Emulated, Isolation::Vm] {
+            assert_eq!(tier.as_str().parse(), Ok(tier));
+        }
+        assert!("VM".parse::<Isolation>().is_err());
+    }
+}

@@ -71,6 +71,25 @@ fn canonical(
     bytes
 }
 
+/// A public key as 64 hexadecimal digits, which is how the guest receives it at boot.
+pub fn key_to_hex(key: &VerifyingKey) -> String {
+    key.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads what [`key_to_hex`] wrote.
+pub fn key_from_hex(text: &str) -> Option<VerifyingKey> {
+    let text = text.as_bytes();
+    let digit = |at: usize| char::from(text[at]).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    if text.len() != 64 {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = digit(2 * index)? << 4 | digit(2 * index + 1)?;
+    }
+    VerifyingKey::from_bytes(&bytes).ok()
+}
+
 /// Why an operation could not be put into an envelope.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
@@ -320,6 +339,14 @@ mod tests {
         let (_, one) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
         let (_, two) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
         assert_ne!(one, two);
+    }
+
+    #[test]
+    fn a_key_survives_its_hexadecimal_form() {
+        let key = SigningKey::from_bytes(&[42; 32]).verifying_key();
+        assert_eq!(key_from_hex(&key_to_hex(&key)), Some(key));
+        assert_eq!(key_from_hex("xyz"), None);
+        assert_eq!(key_from_hex(&"é".repeat(32)), None);
     }
 
     #[test]
