@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use wire::connection::{Connection, Event, Side, WINDOW};
 use wire::envelope::Opener;
 use wire::frame::StreamId;
-use wire::handshake::{Hello, Scanner, preamble};
+use wire::handshake::{Hello, Scanner, knock};
 use wire::op::{
     AgentOpen, Command, Done, ErrorCode, Exec, ExecReply, OpError, Operation, Outcome, Processes,
 };
@@ -194,8 +194,7 @@ impl Agent {
         };
         let hello = serde_json::to_vec(&Hello::new("mock", 0)).expect("plain JSON");
         let mut connection = Connection::new(Side::Agent, hello);
-        if carrier.write_all(&preamble(&nonce)).await.is_err() || connection.receive(&rest).is_err()
-        {
+        if carrier.write_all(&knock(&nonce)).await.is_err() || connection.receive(&rest).is_err() {
             return;
         }
         loop {
@@ -226,7 +225,8 @@ impl Agent {
             | Event::Closed(..)
             | Event::Reset(..)
             | Event::Writable(_)
-            | Event::Pong(_) => {}
+            | Event::Pong(_)
+            | Event::Knock(_) => {}
         }
     }
 

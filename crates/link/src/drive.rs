@@ -12,15 +12,16 @@ use tokio::task::JoinHandle;
 use wire::connection::{Connection, Event, Side, TYPICAL_READ, cancelled};
 use wire::envelope::{SALT, Sealer, TaskDigest};
 use wire::frame::{MAX_DATA, StreamId};
-use wire::handshake::{Hello, Scanner, preamble};
+use wire::handshake::{Hello, Scanner};
 use wire::op::{AgentOpen, ErrorCode, OpError, Operation};
 use zeroize::Zeroizing;
 
 use crate::{LinkError, random};
 
-/// How often the preamble is repeated while no agent answers: a guest that boots opens its
-/// port at some moment, and what was sent before may be lost.
-const KNOCK: Duration = Duration::from_millis(200);
+/// How often the host knocks while no agent answers. Nothing is lost while a guest boots, its
+/// port takes nothing before it is open; but an agent that still reads what an earlier host
+/// left may take a knock for the end of it.
+const KNOCK: Duration = Duration::from_secs(1);
 
 /// Bytes handed to the carrier at once.
 const TRANSMIT: usize = 256 << 10;
@@ -79,6 +80,7 @@ where
     let hello = loop {
         match connection.poll_event() {
             Some(Event::Hello(hello)) => break hello,
+            Some(Event::Knock(_)) => continue,
             Some(_) => return Err(LinkError::Protocol("it spoke before its hello".into())),
             None => {}
         }
@@ -111,7 +113,7 @@ where
     Ok(shared)
 }
 
-/// Sends preambles until one is echoed; the bytes behind the echo.
+/// Knocks until it is echoed; the bytes behind the echo.
 async fn knock<R, W>(reader: &mut R, writer: &mut W) -> Result<Vec<u8>, LinkError>
 where
     R: AsyncRead + Unpin,
@@ -122,7 +124,7 @@ where
     let mut scanner = Scanner::echo_of(nonce);
     let mut bytes = vec![0; TYPICAL_READ];
     loop {
-        writer.write_all(&preamble(&nonce)).await?;
+        writer.write_all(&wire::handshake::knock(&nonce)).await?;
         writer.flush().await?;
         let again = tokio::time::sleep(KNOCK);
         tokio::pin!(again);
@@ -295,7 +297,8 @@ impl Shared {
 impl State {
     fn dispatch(&mut self, event: Event) -> Result<(), LinkError> {
         match event {
-            Event::Hello(_) => {}
+            // An echo of a second knock.
+            Event::Hello(_) | Event::Knock(_) => {}
             Event::Opened(id, payload) => match serde_json::from_slice(&payload) {
                 Ok(AgentOpen::Stderr { of }) if self.streams.contains_key(&of) => {
                     self.streams.entry(id).or_default();

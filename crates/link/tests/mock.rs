@@ -120,9 +120,9 @@ async fn garbage_from_a_guest_is_a_protocol_error() {
     let (host, mut evil) = tokio::io::duplex(1024);
     tokio::spawn(async move {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut preamble = [0; wire::handshake::PREAMBLE];
-        evil.read_exact(&mut preamble).await.unwrap();
-        evil.write_all(&preamble).await.unwrap();
+        let mut knock = [0; wire::handshake::KNOCK];
+        evil.read_exact(&mut knock).await.unwrap();
+        evil.write_all(&knock).await.unwrap();
         evil.write_all(&[0xff; 64]).await.unwrap();
         std::future::pending::<()>().await;
     });

@@ -48,6 +48,8 @@ pub enum Event {
     Writable(StreamId),
     /// The answer to a ping.
     Pong(u64),
+    /// The peer knocks, again or anew: its nonce tells which.
+    Knock([u8; frame::NONCE]),
 }
 
 /// The peer broke the protocol; the connection is over.
@@ -274,6 +276,7 @@ impl Connection {
                 self.control(&Frame::Pong(token));
             }
             Frame::Pong(token) => self.events.push_back(Event::Pong(token)),
+            Frame::Knock(nonce) => self.events.push_back(Event::Knock(nonce)),
         }
         Ok(())
     }

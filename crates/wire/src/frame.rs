@@ -41,6 +41,9 @@ pub enum Frame {
     Ping(u64),
     /// Answers a `Ping`.
     Pong(u64),
+    /// A nonce behind a magic: how [`crate::handshake`] finds the other side. It is a frame so
+    /// that one which comes late, or twice, is recognised.
+    Knock([u8; NONCE]),
 }
 
 /// The bytes are not frames of this protocol; the connection cannot go on.
@@ -70,6 +73,17 @@ const CLOSE: u8 = 5;
 const RESET: u8 = 6;
 const PING: u8 = 7;
 const PONG: u8 = 8;
+const KNOCK: u8 = 9;
+
+/// Length of a knock's nonce in bytes.
+pub const NONCE: usize = 16;
+/// What no stream of other frames holds by chance.
+const MAGIC: [u8; 8] = *b"SNDFORGE";
+/// The bytes of every knock before its nonce.
+pub(crate) const KNOCK_PREFIX: [u8; HEADER + MAGIC.len()] = {
+    let [s, n, d, f, o, r, g, e] = MAGIC;
+    [0, 0, 0, 1 + 8 + 16, KNOCK, s, n, d, f, o, r, g, e]
+};
 
 /// Bounds of the length field for a kind: type byte, fixed part, variable part.
 fn bounds(kind: u8) -> Result<(usize, usize), FrameError> {
@@ -81,6 +95,7 @@ fn bounds(kind: u8) -> Result<(usize, usize), FrameError> {
         CLOSE => (1 + STREAM, 1 + STREAM + MAX_CLOSE),
         RESET => (1 + STREAM, 1 + STREAM + MAX_RESET),
         PING | PONG => (1 + 8, 1 + 8),
+        KNOCK => (1 + MAGIC.len() + NONCE, 1 + MAGIC.len() + NONCE),
         other => return Err(FrameError::UnknownKind(other)),
     })
 }
@@ -104,6 +119,7 @@ impl Frame {
     /// Where a payload exceeds its kind's limit: the caller checks before it makes the frame.
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         let (kind, stream, body): (u8, Option<StreamId>, &[u8]) = match self {
+            Self::Knock(nonce) => return Zeroizing::new([&KNOCK_PREFIX[..], nonce].concat()),
             Self::Hello(body) => (HELLO, None, body),
             Self::Open(stream, body) => (OPEN, Some(*stream), body),
             Self::Data(stream, body) => (DATA, Some(*stream), body),
@@ -139,6 +155,10 @@ impl Frame {
             HELLO => Self::Hello(payload.to_vec()),
             PING => Self::Ping(number(payload).map_err(|_| malformed)?),
             PONG => Self::Pong(number(payload).map_err(|_| malformed)?),
+            KNOCK => {
+                let nonce = payload.strip_prefix(&MAGIC).and_then(|nonce| nonce.try_into().ok());
+                Self::Knock(nonce.ok_or(malformed)?)
+            }
             _ => {
                 let (stream, rest) = split().ok_or_else(|| malformed.clone())?;
                 match kind {
@@ -255,6 +275,7 @@ mod tests {
             (id, body(300)).prop_map(|(id, b)| Frame::Reset(id, b)),
             any::<u64>().prop_map(Frame::Ping),
             any::<u64>().prop_map(Frame::Pong),
+            any::<[u8; NONCE]>().prop_map(Frame::Knock),
         ]
     }
 

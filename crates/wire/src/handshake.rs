@@ -1,9 +1,11 @@
 //! How two sides find each other on a carrier that may hold what an earlier pair left there.
 //!
 //! A virtio-serial port has no connections: when the host's end is replaced, bytes of the old
-//! conversation may still lie in either direction. So the host first sends a preamble, a magic
-//! and a nonce; the agent looks for the magic and echoes both; the host drops everything until
-//! it sees its own nonce. Then each side sends a [`Hello`], and frames follow.
+//! conversation may still lie in either direction. So the host first knocks, with a frame that
+//! holds a magic and a nonce; the agent looks for the magic and echoes the frame; the host drops
+//! everything until it sees its own nonce. Then each side sends a [`Hello`], and frames follow.
+//! A host that gets no echo knocks again with the same nonce, and the agent takes no notice of
+//! a knock that it has answered; one with another nonce means that another host took over.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,22 +13,18 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u32 = 1;
 /// The oldest protocol that this crate speaks.
 pub const OLDEST_VERSION: u32 = 1;
-/// Length of a nonce in bytes.
-pub const NONCE: usize = 16;
-/// Length of a preamble in bytes.
-pub const PREAMBLE: usize = MAGIC.len() + NONCE;
+pub use crate::frame::NONCE;
+use crate::frame::{Frame, KNOCK_PREFIX};
 
-const MAGIC: [u8; 8] = *b"\0SNDFRG\n";
+/// Length of a knock in bytes.
+pub const KNOCK: usize = KNOCK_PREFIX.len() + NONCE;
 
-/// The preamble that holds this nonce.
-pub fn preamble(nonce: &[u8; NONCE]) -> [u8; PREAMBLE] {
-    let mut bytes = [0; PREAMBLE];
-    bytes[..MAGIC.len()].copy_from_slice(&MAGIC);
-    bytes[MAGIC.len()..].copy_from_slice(nonce);
-    bytes
+/// The bytes of the knock that holds this nonce.
+pub fn knock(nonce: &[u8; NONCE]) -> Vec<u8> {
+    Frame::Knock(*nonce).encode().to_vec()
 }
 
-/// Looks for a preamble in a stream of bytes.
+/// Looks for a knock in a stream of bytes.
 #[derive(Debug, Clone)]
 pub struct Scanner {
     expected: Option<[u8; NONCE]>,
@@ -34,21 +32,21 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Finds any preamble: the agent's side.
+    /// Finds any knock: the agent's side.
     pub fn any() -> Self {
-        Self { expected: None, window: Vec::with_capacity(PREAMBLE) }
+        Self { expected: None, window: Vec::with_capacity(KNOCK) }
     }
 
     /// Finds the echo of this nonce: the host's side.
     pub fn echo_of(nonce: [u8; NONCE]) -> Self {
-        Self { expected: Some(nonce), window: Vec::with_capacity(PREAMBLE) }
+        Self { expected: Some(nonce), window: Vec::with_capacity(KNOCK) }
     }
 
-    /// Takes bytes until the preamble is complete; then its nonce, and how many of `bytes` it
+    /// Takes bytes until the knock is complete; then its nonce, and how many of `bytes` it
     /// and what came before it took. The rest belongs to the frames.
     pub fn scan(&mut self, bytes: &[u8]) -> Option<([u8; NONCE], usize)> {
         for (index, &byte) in bytes.iter().enumerate() {
-            if self.window.len() == PREAMBLE {
+            if self.window.len() == KNOCK {
                 self.window.remove(0);
             }
             self.window.push(byte);
@@ -61,7 +59,7 @@ impl Scanner {
     }
 
     fn complete(&self) -> Option<[u8; NONCE]> {
-        let nonce: [u8; NONCE] = self.window.strip_prefix(&MAGIC)?.try_into().ok()?;
+        let nonce: [u8; NONCE] = self.window.strip_prefix(&KNOCK_PREFIX[..])?.try_into().ok()?;
         match self.expected {
             Some(expected) if expected != nonce => None,
             _ => Some(nonce),
@@ -140,8 +138,8 @@ mod tests {
         ) {
             prop_assume!(nonce != old);
             let mut stream = leftover;
-            stream.extend(preamble(&old));
-            stream.extend(preamble(&nonce));
+            stream.extend(knock(&old));
+            stream.extend(knock(&nonce));
             let found = stream.len();
             stream.extend(b"frames");
             let mut scanner = Scanner::echo_of(nonce);
