@@ -1,5 +1,26 @@
 //! Root images and boot assets: build, convert to EROFS, verify, cache.
+//!
+//! [`Store::resolve`] gives a sandbox its root, whatever the user named: an image that Sandforge
+//! builds itself ([`recipe`]), one that it has, or a file made elsewhere.
+//!
+//! What leaves this crate is an open, read-only file, never a path: between checking an image and
+//! attaching it nobody can put another one in its place.
 #![forbid(unsafe_code)]
 
+mod apt;
+mod cache;
+mod digest;
 pub mod erofs;
+mod mmdebstrap;
+mod progress;
+pub mod recipe;
+mod source;
+mod store;
 pub mod tar;
+
+pub use cache::CacheError;
+pub use mmdebstrap::{BootstrapError, Package};
+pub use progress::{Progress, Stage, Step};
+pub use recipe::{Recipe, RecipeError};
+pub use source::{ImageRef, SourceError};
+pub use store::{ImageError, ImageInfo, Manifest, Removed, RootFs, RootImage, Store, StoreError};

@@ -1,0 +1,69 @@
+//! SHA-256, as lower-case hexadecimal.
+
+use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+use std::io::{self, Read};
+
+/// Large enough that system calls cost nothing beside the hashing, small enough for the cache.
+const CHUNK: usize = 256 << 10;
+
+pub(crate) fn of(data: &[u8]) -> String {
+    hex(&Sha256::digest(data))
+}
+
+/// Digest and length of all that `input` gives.
+pub(crate) fn of_reader(
+    mut input: impl Read,
+    mut read: impl FnMut(u64),
+) -> io::Result<(String, u64)> {
+    let mut hash = Sha256::new();
+    let mut buf = vec![0; CHUNK];
+    let mut len = 0;
+    loop {
+        match input.read(&mut buf) {
+            Ok(0) => return Ok((hex(&hash.finalize()), len)),
+            Ok(n) => {
+                hash.update(&buf[..n]);
+                len += n as u64;
+                read(len);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Passes bytes on and digests them.
+#[derive(Debug)]
+pub(crate) struct Digesting<R> {
+    input: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Digesting<R> {
+    pub(crate) fn new(input: R) -> Self {
+        Self { input, hash: Sha256::new() }
+    }
+
+    /// The digest of everything, what was not read yet included.
+    pub(crate) fn finish(mut self) -> io::Result<String> {
+        io::copy(&mut self, &mut io::sink())?;
+        Ok(hex(&self.hash.finalize()))
+    }
+}
+
+impl<R: Read> Read for Digesting<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.input.read(buf)?;
+        self.hash.update(&buf[..n]);
+        Ok(n)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
