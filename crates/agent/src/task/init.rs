@@ -1,0 +1,174 @@
+//! The first process of a task: PID 1 of its pid namespace, code of the agent's and never exec'ed.
+//!
+//! It makes the namespaces, forks the worker into the task's user namespace, and then only reaps:
+//! when the command ends it says how, and its own end takes everything that is left along. It
+//! stays in the initial user namespace under an id that no task has and without capabilities, and
+//! is not dumpable, so that its memory, a copy of the agent's, is out of the task's reach.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{
+    Gid, Pid, Resource, Rlimit, Signal, Uid, WaitOptions, WaitStatus,
+    set_parent_process_death_signal, setrlimit, wait,
+};
+use rustix::thread::{
+    set_name, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
+
+use super::error::{During, SetupError};
+use super::landlock::Rules;
+use super::message::{READY, Report, send, send_report};
+use super::mounts::{Template, seal_proc};
+use super::process::{Fork, close_all_but, exit, fork};
+use super::seccomp::Filters;
+use super::user::IDS;
+use super::{ToolFn, worker};
+
+/// What a task's processes take over from the agent by the fork.
+pub(super) struct Inheritance<'a> {
+    pub(super) template: &'a Template,
+    pub(super) rules: &'a Rules,
+    pub(super) filters: &'a Filters,
+    pub(super) tool: ToolFn,
+    /// To the agent: see [`super::message`].
+    pub(super) socket: OwnedFd,
+    /// Takes the command's end: see [`Status`].
+    pub(super) status: OwnedFd,
+}
+
+/// How the command ended, as two bytes in a pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    Exited(u8),
+    Signaled(u8),
+}
+
+impl Status {
+    fn of(status: WaitStatus) -> Option<Self> {
+        let byte = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
+        let exited = status.exit_status().map(|code| Self::Exited(byte(code)));
+        exited.or_else(|| status.terminating_signal().map(|signal| Self::Signaled(byte(signal))))
+    }
+
+    fn to_bytes(self) -> [u8; 2] {
+        match self {
+            Self::Exited(code) => [0, code],
+            Self::Signaled(signal) => [1, signal],
+        }
+    }
+
+    /// The end in these bytes.
+    pub(super) fn from_bytes(bytes: [u8; 2]) -> Self {
+        match bytes {
+            [0, code] => Self::Exited(code),
+            [_, signal] => Self::Signaled(signal),
+        }
+    }
+}
+
+/// Does all of it; the return of a fork's child.
+pub(super) fn run(inheritance: &Inheritance<'_>) -> ! {
+    match start(inheritance) {
+        Err(error) => {
+            send_report(inheritance.socket.as_fd(), &Report::Failed(error.to_op_error()));
+            exit(1)
+        }
+        Ok(never) => match never {},
+    }
+}
+
+fn start(inheritance: &Inheritance<'_>) -> Result<Infallible, SetupError> {
+    // The ends of other tasks' pipes first: while a copy is open here none of them ends.
+    close_all_but(&mut [
+        inheritance.socket.as_raw_fd(),
+        inheritance.status.as_raw_fd(),
+        inheritance.template.as_raw_fd(),
+        inheritance.rules.as_raw_fd(),
+    ]);
+    // The agent is exempt from the out-of-memory killer. Its /proc is needed for this.
+    std::fs::write("/proc/self/oom_score_adj", "0").during("give up the agent's oom_score_adj")?;
+    limit()?;
+    inheritance.template.enter_copy()?;
+    let terminal = terminal()?;
+
+    let (worker, pidfd) = match fork(libc::CLONE_NEWUSER, None).during("fork the task's worker")? {
+        Fork::Child => worker::run(inheritance, &terminal),
+        Fork::Parent(worker, pidfd) => (worker, pidfd),
+    };
+    map_ids(worker)?;
+    seal_proc()?;
+    become_nobody()?;
+
+    send(inheritance.socket.as_fd(), READY, &[pidfd.as_fd(), terminal.as_fd()])
+        .during("tell the agent that the task is ready")?;
+    drop(terminal);
+    drop(pidfd);
+    let status = reap(worker)?;
+    rustix::io::write(&inheritance.status, &status.to_bytes()).during("tell how the task ended")?;
+    exit(0)
+}
+
+fn limit() -> Result<(), SetupError> {
+    let limits = [
+        // Programs that close every descriptor up to the soft limit are not to take seconds.
+        (Resource::Nofile, Some(1 << 16), Some(1 << 20)),
+        (Resource::Core, Some(0), Some(0)),
+        // pids.max counts the processes of a task; this would count those of a uid.
+        (Resource::Nproc, None, None),
+    ];
+    limits
+        .into_iter()
+        .try_for_each(|(resource, current, maximum)| {
+            setrlimit(resource, Rlimit { current, maximum })
+        })
+        .during("set the resource limits")
+}
+
+/// The master of the only terminal that the agent gives the task, whether or not it wants one:
+/// asking later would take a round trip.
+fn terminal() -> Result<OwnedFd, SetupError> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let master = open("/dev/pts/ptmx", flags, Mode::empty()).during("open a terminal")?;
+    rustix::pty::unlockpt(&master).during("unlock the terminal")?;
+    Ok(master)
+}
+
+/// Ids are the same inside and outside: files of the image belong to whom they say.
+fn map_ids(worker: Pid) -> Result<(), SetupError> {
+    let map = format!("0 0 {IDS}");
+    for file in ["uid_map", "gid_map"] {
+        let path = format!("/proc/{}/{file}", worker.as_raw_nonzero());
+        std::fs::write(path, &map).during("map the ids of the task")?;
+    }
+    Ok(())
+}
+
+fn become_nobody() -> Result<(), SetupError> {
+    let (uid, gid) = (Uid::from_raw(IDS), Gid::from_raw(IDS));
+    set_name(c"sandforge-init").during("name the task's init")?;
+    set_no_new_privs(true).during("set no_new_privs for the task's init")?;
+    set_thread_groups(&[]).during("leave the agent's groups")?;
+    set_thread_res_gid(gid, gid, gid).during("leave the agent's group")?;
+    // From 0 to another uid: all capabilities go with it.
+    set_thread_res_uid(uid, uid, uid).during("leave the agent's user")?;
+    // Changing ids clears it, so it comes last.
+    set_parent_process_death_signal(Some(Signal::KILL)).during("tie the task to the agent")
+}
+
+/// Reaps until the worker, which the command became, has ended.
+fn reap(worker: Pid) -> Result<Status, SetupError> {
+    loop {
+        match rustix::io::retry_on_intr(|| wait(WaitOptions::empty()))
+            .during("wait for the task")?
+        {
+            Some((pid, status)) if pid == worker => {
+                if let Some(status) = Status::of(status) {
+                    return Ok(status);
+                }
+            }
+            _ => {}
+        }
+    }
+}

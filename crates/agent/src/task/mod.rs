@@ -1,0 +1,779 @@
+//! The task sandbox: every command and every file tool runs in namespaces, a cgroup, Landlock rules
+//! and seccomp filters of its own, as a user without privileges.
+//!
+//! Three processes take part. The agent forks a task's **init** ([`init`]), which makes the
+//! namespaces and forks the **worker** ([`worker`]), which confines itself and waits. That pair is
+//! a *spare*: it is made ahead, when the agent has nothing else to do, so that starting a command
+//! is one message ([`message`]) and one exec.
+//!
+//! | what | where | owner |
+//! |---|---|---|
+//! | pid, mount, ipc, uts, cgroup namespaces | one each a task | the initial user namespace |
+//! | user namespace | one a task, holds the worker alone | |
+//! | network namespace | the agent's ([`network`]) | the initial user namespace |
+//!
+//! The boundary of a sandbox is its machine. This layer keeps tasks from each other, from the
+//! agent and from the carrier that leads to the host.
+
+mod capabilities;
+mod cgroup;
+mod command;
+mod error;
+mod init;
+mod landlock;
+mod message;
+mod mounts;
+mod network;
+mod process;
+mod seccomp;
+mod user;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::epoll;
+use rustix::io::ioctl_fionbio;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, set_dumpable_behavior, waitid};
+use rustix::termios::{Winsize, tcgetpgrp, tcsetwinsize};
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
+};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use serde_json::Value;
+use wire::op::{Command, ErrorCode, Limits, OpError, Outcome, WindowSize};
+use wire::text::{Secret, Text};
+
+use self::cgroup::{Cgroup, Tasks};
+use self::error::During;
+pub(crate) use self::error::SetupError;
+use self::init::{Inheritance, Status};
+use self::landlock::Rules;
+use self::message::{Orders, Report, Told};
+use self::mounts::Template;
+use self::process::{Fork, fork, signal_group};
+use self::seccomp::Filters;
+
+/// A spare is made this long after the last one was taken: not while a short command runs.
+const REFILL_AFTER_START: Duration = Duration::from_millis(30);
+/// ... or this long after a task ended: not before its reply is on the way.
+const REFILL_AFTER_END: Duration = Duration::from_millis(1);
+/// What the kernel gives a pipe from is 64 KiB; with more a busy writer is woken less often.
+const PIPE_BYTES: usize = 256 << 10;
+/// The key of the refill timer among those of dying tasks.
+const TIMER: u64 = 0;
+
+/// A file operation, as the host asked for it.
+#[derive(Debug)]
+pub(crate) struct ToolRequest {
+    /// The operation's name.
+    pub(crate) op: String,
+    /// Its payload: JSON.
+    pub(crate) payload: Vec<u8>,
+}
+
+/// Runs a tool in a worker: as the user, inside of the sandbox. Takes its input and its output,
+/// and ends with the operation's reply.
+pub(crate) type ToolFn = fn(&ToolRequest, File, File) -> Result<Value, OpError>;
+
+/// What a task runs.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// A program of the image.
+    Command(Command),
+    /// The agent's own code.
+    Tool(ToolRequest),
+}
+
+/// What to start and how.
+#[derive(Debug)]
+pub(crate) struct Spec {
+    /// What runs.
+    pub(crate) entry: Entry,
+    /// `name`, `uid`, or either with `:group`; uid 1000 when absent.
+    pub(crate) user: Option<Text>,
+    /// Absolute; when absent `/workspace`, the user's home or `/`, whichever is there first.
+    pub(crate) cwd: Option<Text>,
+    /// Over the defaults.
+    pub(crate) env: BTreeMap<Text, Secret>,
+    /// A terminal of this size in place of the three pipes.
+    pub(crate) tty: Option<WindowSize>,
+    /// Whether input will come; `/dev/null` otherwise.
+    pub(crate) stdin: bool,
+    /// Bounds.
+    pub(crate) limits: Limits,
+}
+
+/// What the sandbox of this boot is made from.
+#[derive(Debug)]
+pub(crate) struct Settings<'a> {
+    /// Where the guest's root is mounted. What is mounted below it later is not seen by tasks.
+    pub(crate) root: &'a Path,
+    /// Memory that no task gets: the agent's and the kernel's.
+    pub(crate) reserve_bytes: u64,
+    /// Runs tools.
+    pub(crate) tool: ToolFn,
+}
+
+/// Starts tasks and buries them. One per agent.
+///
+/// Its descriptor becomes readable when [`Sandbox::tidy`] has something to do.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    template: Template,
+    rules: Rules,
+    filters: Filters,
+    tasks: Tasks,
+    tool: ToolFn,
+    /// The agent's own, to return to after a visit.
+    uts: OwnedFd,
+    spare: Option<Spare>,
+    dying: BTreeMap<u64, Remains>,
+    next_key: u64,
+    watch: OwnedFd,
+    timer: OwnedFd,
+}
+
+/// A task that waits for its orders.
+#[derive(Debug)]
+struct Spare {
+    remains: Remains,
+    socket: OwnedFd,
+    status: OwnedFd,
+    hostname: Vec<u8>,
+}
+
+/// What there is to bury of a task.
+#[derive(Debug)]
+struct Remains {
+    init: OwnedFd,
+    cgroup: Cgroup,
+}
+
+impl AsFd for Sandbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watch.as_fd()
+    }
+}
+
+impl Sandbox {
+    /// Prepares everything that tasks share, and makes the first spare. `/proc` must be mounted.
+    /// The agent must have one thread, as it forks without an exec.
+    ///
+    /// # Errors
+    /// Where any part of the confinement is not to be had: there is no weaker sandbox.
+    pub(crate) fn new(settings: &Settings<'_>) -> Result<Self, SetupError> {
+        // Inherited by each fork, so that no task reads the agent's memory through its own init.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .during("make the agent not dumpable")?;
+        std::fs::write("/proc/self/oom_score_adj", "-1000")
+            .during("exempt the agent from the out-of-memory killer")?;
+        network::prepare()?;
+        let tasks = Tasks::prepare(settings.reserve_bytes)?;
+        let filters = Filters::compile()?;
+        let (template, rules) = Template::make(settings.root)?;
+        let uts = File::open("/proc/self/ns/uts").during("open /proc/self/ns/uts")?.into();
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, flags).during("make the refill timer")?;
+        let watch =
+            epoll::create(epoll::CreateFlags::CLOEXEC).during("make the watch for tasks")?;
+        epoll::add(&watch, &timer, epoll::EventData::new_u64(TIMER), epoll::EventFlags::IN)
+            .during("watch the refill timer")?;
+        let mut sandbox = Self {
+            template,
+            rules,
+            filters,
+            tasks,
+            tool: settings.tool,
+            uts,
+            spare: None,
+            dying: BTreeMap::new(),
+            next_key: TIMER + 1,
+            watch,
+            timer,
+        };
+        sandbox.spare = Some(sandbox.make_spare()?);
+        Ok(sandbox)
+    }
+
+    /// The Landlock ABI that tasks run under.
+    pub(crate) fn landlock_abi(&self) -> u32 {
+        landlock::ABI_NUMBER
+    }
+
+    /// Starts a task. Waits only where no spare is ready.
+    ///
+    /// # Errors
+    /// What is known before the task looks at its orders. What it finds then (no such user, no
+    /// such directory) is in [`End::Failed`].
+    pub(crate) fn spawn(&mut self, spec: Spec) -> Result<Task, OpError> {
+        check(&spec)?;
+        let spare = match self.spare.take() {
+            Some(spare) => spare,
+            None => self.make_spare().map_err(|error| error.to_op_error())?,
+        };
+        self.refill_in(REFILL_AFTER_START);
+        let hostname = spare.hostname.clone();
+        let Spare { remains, socket, status, .. } = spare;
+        match self.start(&remains, &socket, &hostname, spec) {
+            Ok(started) => match Task::new(started, remains, socket, status) {
+                Ok(task) => Ok(task),
+                Err((remains, error)) => {
+                    self.bury(remains);
+                    Err(error)
+                }
+            },
+            Err(error) => {
+                self.bury(remains);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a task at any time: kills what is left of it and tells what became of it. Meant for
+    /// when [`Task::advance`] said `Ended` and the output is drained.
+    pub(crate) fn finish(&mut self, task: Task) -> Ended {
+        let (ended, remains) = task.end();
+        self.bury(remains);
+        if self.spare.is_none() {
+            self.refill_in(REFILL_AFTER_END);
+        }
+        ended
+    }
+
+    /// Reaps tasks that have ended and makes the next spare. Never waits. A failure to make one
+    /// shows where it is needed: in the next spawn.
+    pub(crate) fn tidy(&mut self) {
+        let mut events = Vec::with_capacity(16);
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if epoll::wait(&self.watch, rustix::buffer::spare_capacity(&mut events), Some(&now))
+            .is_err()
+        {
+            return;
+        }
+        for event in events {
+            let key = event.data.u64();
+            if key == TIMER {
+                let mut expirations = [0; 8];
+                if rustix::io::read(&self.timer, &mut expirations).is_ok() && self.spare.is_none() {
+                    self.spare = self.make_spare().ok();
+                }
+            } else if let Some(remains) = self.dying.remove(&key) {
+                self.reap(&remains);
+            }
+        }
+    }
+
+    /// Kills every task, for the end of the machine.
+    pub(crate) fn kill_all(&self) {
+        drop(self.tasks.kill());
+    }
+
+    fn make_spare(&mut self) -> Result<Spare, SetupError> {
+        let (socket, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .during("make the task's socket")?;
+        let (status, status_writer) =
+            pipe_with(PipeFlags::CLOEXEC).during("make the task's pipe")?;
+        let hostname = hostname();
+        let cgroup = self.tasks.create()?;
+        let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        match fork(namespaces, Some(cgroup.as_fd())) {
+            Ok(Fork::Child) => init::run(&Inheritance {
+                template: &self.template,
+                rules: &self.rules,
+                filters: &self.filters,
+                tool: self.tool,
+                socket: theirs,
+                status: status_writer,
+            }),
+            Ok(Fork::Parent(_, init)) => {
+                Ok(Spare { remains: Remains { init, cgroup }, socket, status, hostname })
+            }
+            Err(error) => {
+                drop(self.tasks.remove(&cgroup));
+                Err(error).during("fork the task's init")
+            }
+        }
+    }
+
+    fn start(
+        &self,
+        remains: &Remains,
+        socket: &OwnedFd,
+        spare_hostname: &[u8],
+        spec: Spec,
+    ) -> Result<Started, OpError> {
+        let (bytes, fds) = message::receive_ready(socket.as_fd())
+            .map_err(|error| failed("hear from the task's init", &error))?;
+        let Ok([worker, terminal]) = <[OwnedFd; 2]>::try_from(fds) else {
+            return Err(match message::parse_report(&bytes) {
+                Some(Report::Failed(error)) if !bytes.is_empty() => error,
+                _ => OpError::new(ErrorCode::Failed, "the task's init ended before it was ready"),
+            });
+        };
+        self.rename(remains, spare_hostname)
+            .map_err(|error| failed("give the task the machine's name", &error))?;
+        remains.cgroup.limit(&spec.limits).map_err(|error| error.to_op_error())?;
+
+        let Spec { entry, user, cwd, env, tty, stdin, limits } = spec;
+        let tool = matches!(entry, Entry::Tool(_));
+        let mut theirs = Vec::with_capacity(3);
+        let streams = match tty {
+            Some(size) => Streams::terminal(terminal, size),
+            None => Streams::pipes(stdin, !tool, &mut theirs),
+        }
+        .map_err(|error| failed("connect the task", &error))?;
+        let orders = Orders { entry, user, cwd, env, terminal: tty.is_some() };
+        let fds: Vec<BorrowedFd<'_>> = theirs.iter().map(AsFd::as_fd).collect();
+        message::send_orders(socket.as_fd(), &orders.encode(), &fds)
+            .map_err(|error| failed("give the task its orders", &error))?;
+        Ok(Started { worker, streams, tool, memory_limit: limits.memory_bytes })
+    }
+
+    /// A machine that was forked from a template gets its name after the spare was made.
+    fn rename(&self, remains: &Remains, spare_hostname: &[u8]) -> io::Result<()> {
+        let hostname = hostname();
+        if hostname == spare_hostname {
+            return Ok(());
+        }
+        move_into_thread_name_spaces(
+            remains.init.as_fd(),
+            ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
+        )?;
+        let renamed = rustix::system::sethostname(&hostname);
+        let uts = Some(LinkNameSpaceType::HostNameAndNISDomainName);
+        move_into_link_name_space(self.uts.as_fd(), uts)?;
+        Ok(renamed?)
+    }
+
+    fn bury(&mut self, remains: Remains) {
+        drop(remains.cgroup.kill());
+        let key = self.next_key;
+        self.next_key += 1;
+        let data = epoll::EventData::new_u64(key);
+        if epoll::add(&self.watch, &remains.init, data, epoll::EventFlags::IN).is_ok() {
+            self.dying.insert(key, remains);
+        }
+    }
+
+    fn reap(&self, remains: &Remains) {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        drop(waitid(WaitId::PidFd(remains.init.as_fd()), options));
+        drop(epoll::delete(&self.watch, &remains.init));
+        drop(self.tasks.remove(&remains.cgroup));
+    }
+
+    fn refill_in(&self, delay: Duration) {
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let it_value = Timespec { tv_sec: 0, tv_nsec: delay.subsec_nanos().into() };
+        let once = Itimerspec { it_interval: zero, it_value };
+        drop(timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once));
+    }
+}
+
+fn check(spec: &Spec) -> Result<(), OpError> {
+    let invalid = |message: String| Err(OpError::new(ErrorCode::Invalid, message));
+    if let Entry::Command(Command::Argv(arguments)) = &spec.entry
+        && arguments.is_empty()
+    {
+        return invalid("the command is empty".into());
+    }
+    if let Some(name) = spec.env.keys().find(|name| !command::is_variable(name)) {
+        return invalid(format!("{name:?} cannot be the name of a variable"));
+    }
+    match &spec.cwd {
+        Some(cwd) if !cwd.as_bytes().starts_with(b"/") => {
+            invalid(format!("working directory {cwd:?}: is not absolute"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn hostname() -> Vec<u8> {
+    rustix::system::uname().nodename().to_bytes().to_vec()
+}
+
+fn failed(action: &str, error: &io::Error) -> OpError {
+    OpError::new(ErrorCode::Failed, format!("could not {action}: {error}"))
+}
+
+struct Started {
+    worker: OwnedFd,
+    streams: Streams,
+    tool: bool,
+    memory_limit: Option<u64>,
+}
+
+/// The agent's ends.
+#[derive(Debug, Default)]
+struct Streams {
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+}
+
+impl Streams {
+    fn terminal(master: OwnedFd, size: WindowSize) -> io::Result<Self> {
+        tcsetwinsize(&master, winsize(size))?;
+        Ok(Self {
+            stdin: Some(master.try_clone()?),
+            stdout: Some(master.try_clone()?),
+            stderr: None,
+            terminal: Some(master),
+        })
+    }
+
+    /// In the order that the worker takes them: stdout, stderr, stdin.
+    fn pipes(stdin: bool, stderr: bool, theirs: &mut Vec<OwnedFd>) -> io::Result<Self> {
+        let mut output = || -> io::Result<OwnedFd> {
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            ioctl_fionbio(&reader, true)?;
+            // Without it the pipe is just smaller.
+            drop(rustix::pipe::fcntl_setpipe_size(&reader, PIPE_BYTES));
+            theirs.push(writer);
+            Ok(reader)
+        };
+        let stdout = Some(output()?);
+        let stderr = stderr.then(&mut output).transpose()?;
+        let stdin = if stdin {
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            ioctl_fionbio(&writer, true)?;
+            theirs.push(reader);
+            Some(writer)
+        } else {
+            None
+        };
+        Ok(Self { stdin, stdout, stderr, terminal: None })
+    }
+}
+
+fn winsize(size: WindowSize) -> Winsize {
+    Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+/// How far a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It prepares.
+    Pending,
+    /// The command runs, or nearly: the exec succeeded.
+    Started,
+    /// The command, or the tool, has ended. What it left behind is being killed, so its output
+    /// ends soon.
+    Ended,
+}
+
+/// A task that was started.
+///
+/// Its descriptor becomes readable when [`Task::advance`] has something to find out.
+#[derive(Debug)]
+#[must_use = "give it to Sandbox::finish, or it is never buried"]
+pub(crate) struct Task {
+    /// Takes input, where some was announced; the terminal's master with one.
+    pub(crate) stdin: Option<OwnedFd>,
+    /// Output; the terminal's master with one, where EIO is the end.
+    pub(crate) stdout: Option<OwnedFd>,
+    /// Error output; none with a terminal, and none of a tool.
+    pub(crate) stderr: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    watch: OwnedFd,
+    /// Until the worker closed its end, which an exec does.
+    socket: Option<OwnedFd>,
+    status: OwnedFd,
+    worker: OwnedFd,
+    remains: Remains,
+    tool: bool,
+    memory_limit: Option<u64>,
+    report: Option<Report>,
+    ended: Option<Ending>,
+}
+
+/// What init told at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Told(Status),
+    /// It was killed together with the task.
+    Silent,
+}
+
+impl AsFd for Task {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watch.as_fd()
+    }
+}
+
+impl Task {
+    fn new(
+        started: Started,
+        remains: Remains,
+        socket: OwnedFd,
+        status: OwnedFd,
+    ) -> Result<Self, (Remains, OpError)> {
+        let watch = || -> io::Result<OwnedFd> {
+            let watch = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+            for fd in [&socket, &status] {
+                epoll::add(&watch, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+            }
+            ioctl_fionbio(&status, true)?;
+            Ok(watch)
+        };
+        let watch = match watch() {
+            Ok(watch) => watch,
+            Err(error) => return Err((remains, failed("watch the task", &error))),
+        };
+        let Started { worker, streams, tool, memory_limit } = started;
+        let Streams { stdin, stdout, stderr, terminal } = streams;
+        let (report, ended, socket) = (None, None, Some(socket));
+        Ok(Self {
+            stdin,
+            stdout,
+            stderr,
+            terminal,
+            watch,
+            socket,
+            status,
+            worker,
+            remains,
+            tool,
+            memory_limit,
+            report,
+            ended,
+        })
+    }
+
+    /// Finds out how far the task is. Never waits.
+    pub(crate) fn advance(&mut self) -> Progress {
+        while let Some(socket) = &self.socket {
+            match message::receive_report(socket.as_fd()) {
+                Told::Report(report) => self.report = Some(report),
+                Told::Nothing => break,
+                Told::Closed => {
+                    drop(epoll::delete(&self.watch, socket));
+                    self.socket = None;
+                }
+            }
+        }
+        if self.ended.is_none() {
+            let mut bytes = [0; 2];
+            match rustix::io::read(&self.status, &mut bytes) {
+                Ok(2) => self.ended = Some(Ending::Told(Status::from_bytes(bytes))),
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(_) => self.ended = Some(Ending::Silent),
+            }
+            if self.ended.is_some() {
+                drop(epoll::delete(&self.watch, &self.status));
+            }
+        }
+        match (&self.ended, &self.socket) {
+            (Some(_), _) => Progress::Ended,
+            (None, None) if self.report.is_none() => Progress::Started,
+            (None, _) => Progress::Pending,
+        }
+    }
+
+    /// Sends a signal to the command's process group; with a terminal, to its foreground group
+    /// too, or alone where it is one that a keyboard sends. KILL goes to the whole task.
+    ///
+    /// # Errors
+    /// Where there is no such signal, or nobody left to take it.
+    pub(crate) fn signal(&self, signal: i32) -> Result<(), OpError> {
+        if !(1..=64).contains(&signal) {
+            return Err(OpError::new(ErrorCode::Invalid, format!("there is no signal {signal}")));
+        }
+        if signal == libc::SIGKILL {
+            self.kill();
+            return Ok(());
+        }
+        if let Some(group) = self.foreground_group() {
+            let sent = signal_group(group.as_fd(), signal);
+            if KEYBOARD.contains(&signal) && sent.is_ok() {
+                return Ok(());
+            }
+        }
+        signal_group(self.worker.as_fd(), signal).map_err(|error| {
+            if error.raw_os_error() == Some(libc::ESRCH) {
+                OpError::new(ErrorCode::NotFound, "the process has ended")
+            } else {
+                failed("send the signal", &error)
+            }
+        })
+    }
+
+    /// Kills the whole task.
+    pub(crate) fn kill(&self) {
+        drop(self.remains.cgroup.kill());
+    }
+
+    /// Gives the terminal a new size; the foreground group gets WINCH.
+    ///
+    /// # Errors
+    /// Where the task has no terminal.
+    pub(crate) fn resize(&self, size: WindowSize) -> Result<(), OpError> {
+        let terminal = self.terminal.as_ref().ok_or_else(|| {
+            OpError::new(ErrorCode::Invalid, "the process was started without a terminal")
+        })?;
+        tcsetwinsize(terminal, winsize(size)).map_err(|error| failed("resize", &error.into()))
+    }
+
+    /// Held by a pidfd, then asked for again: so the number cannot have come to mean another.
+    fn foreground_group(&self) -> Option<OwnedFd> {
+        let terminal = self.terminal.as_ref()?;
+        let group = tcgetpgrp(terminal).ok()?;
+        let pidfd =
+            rustix::process::pidfd_open(group, rustix::process::PidfdFlags::empty()).ok()?;
+        (tcgetpgrp(terminal).ok()? == group).then_some(pidfd)
+    }
+
+    fn end(mut self) -> (Ended, Remains) {
+        if self.advance() != Progress::Ended {
+            self.kill();
+        }
+        let cgroup = &self.remains.cgroup;
+        let ended = Ended {
+            cpu_usec: cgroup.cpu_usec(),
+            memory_peak_bytes: cgroup.memory_peak(),
+            end: end(
+                self.report,
+                self.ended.unwrap_or(Ending::Silent),
+                self.tool,
+                || cgroup.out_of_memory(),
+                self.memory_limit,
+            ),
+        };
+        (ended, self.remains)
+    }
+}
+
+/// Signals that a terminal sends for a key or a change of its window.
+const KEYBOARD: [libc::c_int; 4] = [libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP, libc::SIGWINCH];
+
+/// A task's end and its figures.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// What became of it.
+    pub(crate) end: End,
+    /// CPU time of all its processes, in microseconds.
+    pub(crate) cpu_usec: u64,
+    /// Highest memory of all its processes, in bytes.
+    pub(crate) memory_peak_bytes: u64,
+}
+
+/// What became of a task.
+#[derive(Debug, PartialEq)]
+pub(crate) enum End {
+    /// The command's end. Never `TimedOut`: who sent the signal knows.
+    Command(Outcome),
+    /// The tool's reply or error.
+    Tool(Result<Value, OpError>),
+    /// It did not come to the exec.
+    Failed(OpError),
+}
+
+fn end(
+    report: Option<Report>,
+    ending: Ending,
+    tool: bool,
+    out_of_memory: impl FnOnce() -> bool,
+    limit_bytes: Option<u64>,
+) -> End {
+    match report {
+        Some(Report::Failed(error)) => return End::Failed(error),
+        Some(Report::NotFound(command)) => return End::Command(Outcome::NotFound { command }),
+        Some(Report::NotExecutable(reason)) => {
+            return End::Command(Outcome::NotExecutable { reason });
+        }
+        Some(Report::Reply(reply)) => return End::Tool(Ok(reply)),
+        Some(Report::Refused(error)) => return End::Tool(Err(error)),
+        None => {}
+    }
+    let signal = match ending {
+        Ending::Told(Status::Exited(code)) if !tool => {
+            return End::Command(Outcome::Exited { code });
+        }
+        Ending::Told(Status::Exited(_)) => 0,
+        Ending::Told(Status::Signaled(signal)) => i32::from(signal),
+        Ending::Silent => libc::SIGKILL,
+    };
+    let out_of_memory = signal == libc::SIGKILL && out_of_memory();
+    match (tool, out_of_memory) {
+        (false, true) => End::Command(Outcome::OutOfMemory { limit_bytes }),
+        (false, false) => End::Command(Outcome::Signaled { signal }),
+        (true, true) => End::Tool(Err(OpError::new(ErrorCode::Exhausted, "out of memory"))),
+        (true, false) if signal == libc::SIGKILL => {
+            End::Tool(Err(OpError::new(ErrorCode::Cancelled, "the operation was killed")))
+        }
+        (true, false) => {
+            let message = format!("the operation broke off (signal {signal})");
+            End::Tool(Err(OpError::new(ErrorCode::Failed, message)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(ending: Ending, out_of_memory: bool) -> End {
+        end(None, ending, false, || out_of_memory, Some(1 << 20))
+    }
+
+    #[test]
+    fn an_exit_is_an_exit() {
+        let ending = Ending::Told(Status::Exited(3));
+        assert_eq!(command(ending, false), End::Command(Outcome::Exited { code: 3 }));
+        // Something of the task was killed before, and the command made do.
+        assert_eq!(command(ending, true), End::Command(Outcome::Exited { code: 3 }));
+    }
+
+    #[test]
+    fn a_task_killed_for_memory_is_told_apart_from_a_kill() {
+        let killed = End::Command(Outcome::Signaled { signal: 9 });
+        let memory = End::Command(Outcome::OutOfMemory { limit_bytes: Some(1 << 20) });
+        for ending in [Ending::Silent, Ending::Told(Status::Signaled(9))] {
+            assert_eq!(command(ending, false), killed);
+            assert_eq!(command(ending, true), memory);
+        }
+        let segfault = command(Ending::Told(Status::Signaled(11)), true);
+        assert_eq!(segfault, End::Command(Outcome::Signaled { signal: 11 }));
+    }
+
+    #[test]
+    fn a_report_says_more_than_the_status() {
+        let report = Report::NotFound("nope".into());
+        let exited = Ending::Told(Status::Exited(1));
+        let outcome = Outcome::NotFound { command: "nope".into() };
+        assert_eq!(end(Some(report), exited, false, || false, None), End::Command(outcome));
+    }
+
+    #[test]
+    fn a_tool_that_breaks_off_is_an_error() {
+        let code =
+            |ending, out_of_memory: bool| match end(None, ending, true, || out_of_memory, None) {
+                End::Tool(Err(error)) => error.code,
+                other => panic!("{other:?}"),
+            };
+        assert_eq!(code(Ending::Silent, true), ErrorCode::Exhausted);
+        assert_eq!(code(Ending::Silent, false), ErrorCode::Cancelled);
+        assert_eq!(code(Ending::Told(Status::Signaled(6)), false), ErrorCode::Failed);
+    }
+
+    #[test]
+    fn statuses_survive_the_pipe() {
+        for bytes in [[0, 0], [0, 255], [1, 9], [1, 64]] {
+            let status = Status::from_bytes(bytes);
+            assert_eq!(status == Status::Exited(bytes[1]), bytes[0] == 0);
+        }
+    }
+}

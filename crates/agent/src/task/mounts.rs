@@ -1,0 +1,234 @@
+//! What a task sees as its file system.
+//!
+//! A template mount namespace is made once: the guest root as `/`, with a `/dev` and a `/sys` that
+//! all tasks can share. Each task gets a copy of it (one system call) and mounts in the copy only
+//! what must be its own: `/proc`, `/tmp`, `/dev/shm`, `/dev/pts` and its view of its cgroup.
+//!
+//! The namespaces are owned by the initial user namespace, not by the task's: uid 0 of a task has
+//! no right over them, whatever capabilities it keeps. Since that uid 0 is also the owner of every
+//! file in `/proc` and `/sys`, both are read-only as mounts, which no owner can change; paths of
+//! them need not be known and masked one by one, so a kernel with more features opens none.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, chownat, mkdir, mknodat, open, symlink};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
+    mount_change, mount_remount, move_mount, open_tree, unmount,
+};
+use rustix::process::{chdir, chroot, fchdir};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+use super::error::{During, SetupError};
+use super::landlock::Rules;
+
+/// The only devices of a task: none keeps state that another task could see.
+const DEVICES: [(&str, u32, u32); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+const LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("pts/ptmx", "/dev/ptmx"),
+];
+
+const NOTHING: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+/// The mount namespace that each task's is a copy of.
+#[derive(Debug)]
+pub(super) struct Template {
+    namespace: OwnedFd,
+}
+
+impl AsRawFd for Template {
+    fn as_raw_fd(&self) -> RawFd {
+        self.namespace.as_raw_fd()
+    }
+}
+
+impl Template {
+    /// Makes it from the guest root, and the Landlock rules that hold in it. The agent is back in
+    /// its own namespace afterwards.
+    pub(super) fn make(root: &Path) -> Result<(Self, Rules), SetupError> {
+        let own = namespace_of_self()?;
+        // The list of mounts is read while /proc is there.
+        let mounts = mount_points()?;
+        let namespaces = open(
+            "/proc/self/ns",
+            OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY,
+            Mode::empty(),
+        )
+        .during("open /proc/self/ns")?;
+
+        // SAFETY: the agent has one thread, and no descriptor table is unshared.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.during("make the template's namespace")?;
+        let built = build(root, &mounts);
+        let namespace =
+            rustix::fs::openat(&namespaces, "mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .during("open the template's namespace");
+        enter(&own).during("return to the agent's namespace")?;
+        Ok((Self { namespace: namespace? }, built?))
+    }
+
+    /// In a task's init: enters a copy of the template and mounts what is the task's own. The
+    /// cgroup namespace is made here too, since it starts at the cgroup that one is in.
+    pub(super) fn enter_copy(&self) -> Result<(), SetupError> {
+        enter(&self.namespace).during("enter the template's namespace")?;
+        // SAFETY: the task's init has one thread, and no descriptor table is unshared.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP) }
+            .during("copy the template's namespace")?;
+        fresh("proc", "/proc", NOTHING, None).during("mount /proc")?;
+        fresh("tmpfs", "/tmp", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=1777"))
+            .during("mount /tmp")?;
+        fresh("tmpfs", "/dev/shm", NOTHING, Some(c"mode=1777")).during("mount /dev/shm")?;
+        let terminals = MountFlags::NOSUID | MountFlags::NOEXEC;
+        fresh("devpts", "/dev/pts", terminals, Some(c"gid=5,mode=620,ptmxmode=666"))
+            .during("mount /dev/pts")?;
+        // Language runtimes size their heaps by what they find here.
+        fresh("cgroup2", "/sys/fs/cgroup", NOTHING | MountFlags::RDONLY, None)
+            .during("mount /sys/fs/cgroup")
+    }
+}
+
+/// Makes /proc read-only once the uid maps, which are files in it, are written.
+pub(super) fn seal_proc() -> Result<(), SetupError> {
+    mount_remount("/proc", MountFlags::BIND | MountFlags::RDONLY | NOTHING, "")
+        .during("make /proc read-only")
+}
+
+fn build(root: &Path, mounts: &[Vec<u8>]) -> Result<Rules, SetupError> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .during("cut the template off from the agent's mounts")?;
+    let tree = open_tree(
+        CWD,
+        root,
+        OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE,
+    )
+    .during("take the guest root")?;
+
+    // What the agent has mounted would otherwise be copied into each task, out of reach of its
+    // paths but not out of the kernel's way. Children come after their parents in the list.
+    for point in mounts.iter().rev().filter(|point| point.as_slice() != b"/") {
+        match unmount(point.as_slice(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // It went with a mount that covered or held it.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => return Err(error).during("detach the agent's mounts"),
+        }
+    }
+
+    // pivot_root refuses to move an initramfs away. Mounted exactly on "/" the guest root hides
+    // it just as well: ".." stops at the lowest of the mounts that are stacked there.
+    move_mount(&tree, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .during("mount the guest root on /")?;
+    fchdir(&tree).during("enter the guest root")?;
+    chroot(".").during("make the guest root the root")?;
+    chdir("/").during("enter the guest root")?;
+
+    mount_remount("/", MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV, "")
+        .during("make the guest root nosuid and nodev")?;
+    for directory in ["/dev", "/sys", "/proc", "/tmp"] {
+        directory_at(directory, 0o755).during("make a mount point in the guest root")?;
+    }
+    devices()?;
+    fresh("sysfs", "/sys", NOTHING | MountFlags::RDONLY, None).during("mount /sys")?;
+    Rules::make()
+}
+
+fn devices() -> Result<(), SetupError> {
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    fresh("tmpfs", "/dev", flags, Some(c"mode=755,size=64k")).during("mount /dev")?;
+    for (path, major, minor) in DEVICES {
+        let device = rustix::fs::makedev(major, minor);
+        mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)
+            .during("make the devices")?;
+    }
+    let tty = Gid::from_raw(5);
+    chownat(CWD, "/dev/tty", Some(Uid::ROOT), Some(tty), rustix::fs::AtFlags::empty())
+        .during("give /dev/tty to its group")?;
+    for (target, path) in LINKS {
+        symlink(target, path).during("make the links in /dev")?;
+    }
+    for directory in ["/dev/pts", "/dev/shm"] {
+        directory_at(directory, 0o755).during("make the mount points in /dev")?;
+    }
+    // Shared by all tasks, so none may write names into it. Devices stay writable.
+    mount_remount("/dev", MountFlags::BIND | MountFlags::RDONLY | flags, "")
+        .during("make /dev read-only")
+}
+
+fn fresh(
+    kind: &str,
+    target: &str,
+    flags: MountFlags,
+    options: Option<&CStr>,
+) -> rustix::io::Result<()> {
+    mount(kind, target, kind, flags, options)
+}
+
+fn directory_at(path: &str, mode: u32) -> rustix::io::Result<()> {
+    match mkdir(path, Mode::from_raw_mode(mode)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn namespace_of_self() -> Result<OwnedFd, SetupError> {
+    open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .during("open /proc/self/ns/mnt")
+}
+
+fn enter(namespace: &OwnedFd) -> rustix::io::Result<()> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+}
+
+fn mount_points() -> Result<Vec<Vec<u8>>, SetupError> {
+    let text = std::fs::read("/proc/self/mountinfo").during("read /proc/self/mountinfo")?;
+    Ok(text
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(unescape)
+        .collect())
+}
+
+/// mountinfo writes space, tab, newline and backslash as `\` and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        match (first, tail) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..]) => {
+                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = tail;
+            }
+            _ => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_escapes_are_undone() {
+        assert_eq!(unescape(b"/a\\040b\\134c"), b"/a b\\c");
+        assert_eq!(unescape(b"/a\\9"), b"/a\\9");
+    }
+}
