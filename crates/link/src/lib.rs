@@ -20,7 +20,7 @@ use wire::envelope::{SALT, SealError, Sealer, TaskDigest};
 use wire::op::{Clock, Exec, OpError, Operation, Reseed};
 use wire::text::Secret;
 
-pub use ed25519_dalek::{SigningKey, VerifyingKey};
+pub use wire::envelope::{SigningKey, VerifyingKey};
 
 /// How long the agent may take to begin with an operation. Both clocks are the host's, since
 /// the guest's is set from it; this covers a paused or a starved guest.

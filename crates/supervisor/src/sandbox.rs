@@ -1,0 +1,121 @@
+//! A sandbox that runs.
+
+use std::time::Instant;
+
+use engine::{Isolation, Machine};
+use link::Guest;
+use serde::Serialize;
+
+use crate::kept::{self, KeptInfo};
+use crate::{Error, milliseconds};
+
+/// How long each step to a usable sandbox took, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Timings {
+    /// Finding, or making, the image, the kernel and the initramfs.
+    pub prepare_ms: f64,
+    /// Starting the confined monitor.
+    pub process_ms: f64,
+    /// From there until the agent's greeting: firmware, kernel, the agent's own start.
+    pub kernel_ms: f64,
+    /// Fresh clock and entropy, after which tasks are taken.
+    pub agent_ms: f64,
+}
+
+/// How the end of a sandbox went.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Teardown {
+    /// Until nothing of the machine was left, in milliseconds.
+    pub teardown_ms: f64,
+    /// CPU time of the monitor, guest included, in milliseconds.
+    pub cpu_ms: f64,
+    /// Highest resident memory of the monitor, guest memory included, in bytes.
+    pub memory_peak_bytes: u64,
+}
+
+/// A machine, its agent, and what is known of both.
+#[derive(Debug)]
+pub struct Sandbox {
+    info: KeptInfo,
+    machine: Option<Box<dyn Machine>>,
+    guest: Guest,
+    timings: Timings,
+    kept: bool,
+}
+
+impl Sandbox {
+    pub(crate) fn new(
+        info: KeptInfo,
+        machine: Option<Box<dyn Machine>>,
+        guest: Guest,
+        timings: Timings,
+        kept: bool,
+    ) -> Self {
+        Self { info, machine, guest, timings, kept }
+    }
+
+    /// Its id, which every operation's signature covers.
+    pub fn id(&self) -> &str {
+        &self.info.id
+    }
+
+    /// What the user calls it.
+    pub fn name(&self) -> &str {
+        &self.info.name
+    }
+
+    /// The engine that runs it.
+    pub fn engine(&self) -> &str {
+        &self.info.engine
+    }
+
+    /// What stands between its tasks and the host.
+    pub fn isolation(&self) -> Isolation {
+        self.info.isolation
+    }
+
+    /// How long it took to come up.
+    pub fn timings(&self) -> &Timings {
+        &self.timings
+    }
+
+    /// Its agent.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// Waits until the guest is gone, and says why, in words.
+    pub async fn ended(&mut self) -> String {
+        let error = self.guest.closed().await;
+        match &mut self.machine {
+            Some(machine) => machine.ended().await,
+            None => error.to_string(),
+        }
+    }
+
+    /// Takes the machine away.
+    ///
+    /// # Errors
+    /// `Engine` where it cannot be ended, `Record` where a kept one's record cannot be removed.
+    pub async fn destroy(mut self) -> Result<Teardown, Error> {
+        let begun = Instant::now();
+        let stats = self.machine.as_ref().and_then(|machine| machine.stats().ok());
+        if self.kept {
+            kept::remove(&self.info.name).await?;
+        }
+        if let Some(mut machine) = self.machine.take() {
+            machine.kill().await.map_err(Error::Engine)?;
+        }
+        let stats = stats.unwrap_or_default();
+        Ok(Teardown {
+            teardown_ms: milliseconds(begun.elapsed()),
+            cpu_ms: milliseconds(stats.cpu),
+            memory_peak_bytes: stats.memory_peak_bytes,
+        })
+    }
+
+    /// Lets go of a kept machine, which goes on.
+    pub fn leave(self) {
+        debug_assert!(self.kept, "only a kept machine outlives its caller");
+    }
+}
