@@ -5,7 +5,6 @@
 //! stays in the initial user namespace under an id that no task has and without capabilities, and
 //! is not dumpable, so that its memory, a copy of the agent's, is out of the task's reach.
 
-use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
@@ -69,17 +68,26 @@ impl Status {
 }
 
 /// Does all of it; the return of a fork's child.
-pub(super) fn run(inheritance: &Inheritance<'_>) -> ! {
-    match start(inheritance) {
+pub(super) fn run(inheritance: Inheritance<'_>) -> ! {
+    let worker = match start(&inheritance) {
+        Ok(worker) => worker,
         Err(error) => {
             send_report(inheritance.socket.as_fd(), &Report::Failed(error.to_op_error()));
             exit(1)
         }
-        Ok(never) => match never {},
+    };
+    // The socket is to close when the worker lets go of it.
+    let Inheritance { socket, status, .. } = inheritance;
+    drop(socket);
+    if let Some(end) = reap(worker) {
+        // Where the agent is gone there is nobody to tell.
+        let _ = rustix::io::write(&status, &end.to_bytes());
     }
+    exit(0)
 }
 
-fn start(inheritance: &Inheritance<'_>) -> Result<Infallible, SetupError> {
+/// Returns the worker, which is then ready for orders.
+fn start(inheritance: &Inheritance<'_>) -> Result<Pid, SetupError> {
     // The ends of other tasks' pipes first: while a copy is open here none of them ends.
     close_all_but(&mut [
         inheritance.socket.as_raw_fd(),
@@ -103,11 +111,7 @@ fn start(inheritance: &Inheritance<'_>) -> Result<Infallible, SetupError> {
 
     send(inheritance.socket.as_fd(), READY, &[pidfd.as_fd(), terminal.as_fd()])
         .during("tell the agent that the task is ready")?;
-    drop(terminal);
-    drop(pidfd);
-    let status = reap(worker)?;
-    rustix::io::write(&inheritance.status, &status.to_bytes()).during("tell how the task ended")?;
-    exit(0)
+    Ok(worker)
 }
 
 fn limit() -> Result<(), SetupError> {
@@ -158,17 +162,12 @@ fn become_nobody() -> Result<(), SetupError> {
 }
 
 /// Reaps until the worker, which the command became, has ended.
-fn reap(worker: Pid) -> Result<Status, SetupError> {
+fn reap(worker: Pid) -> Option<Status> {
     loop {
-        match rustix::io::retry_on_intr(|| wait(WaitOptions::empty()))
-            .during("wait for the task")?
-        {
-            Some((pid, status)) if pid == worker => {
-                if let Some(status) = Status::of(status) {
-                    return Ok(status);
-                }
-            }
-            _ => {}
+        match rustix::io::retry_on_intr(|| wait(WaitOptions::empty())) {
+            Ok(Some((pid, status))) if pid == worker => return Status::of(status),
+            Ok(_) => {}
+            Err(_) => return None,
         }
     }
 }

@@ -64,7 +64,7 @@ use self::process::{Fork, fork, signal_group};
 use self::seccomp::Filters;
 
 /// A spare is made this long after the last one was taken: not while a short command runs.
-const REFILL_AFTER_START: Duration = Duration::from_millis(30);
+const REFILL_AFTER_START: Duration = Duration::from_millis(250);
 /// ... or this long after a task ended: not before its reply is on the way.
 const REFILL_AFTER_END: Duration = Duration::from_millis(1);
 /// What the kernel gives a pipe from is 64 KiB; with more a busy writer is woken less often.
@@ -229,11 +229,13 @@ impl Sandbox {
             Ok(started) => match Task::new(started, remains, socket, status) {
                 Ok(task) => Ok(task),
                 Err((remains, error)) => {
+                    drop(remains.cgroup.kill());
                     self.bury(remains);
                     Err(error)
                 }
             },
             Err(error) => {
+                drop(remains.cgroup.kill());
                 self.bury(remains);
                 Err(error)
             }
@@ -289,7 +291,7 @@ impl Sandbox {
         let cgroup = self.tasks.create()?;
         let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         match fork(namespaces, Some(cgroup.as_fd())) {
-            Ok(Fork::Child) => init::run(&Inheritance {
+            Ok(Fork::Child) => init::run(Inheritance {
                 template: &self.template,
                 rules: &self.rules,
                 filters: &self.filters,
@@ -358,7 +360,6 @@ impl Sandbox {
     }
 
     fn bury(&mut self, remains: Remains) {
-        drop(remains.cgroup.kill());
         let key = self.next_key;
         self.next_key += 1;
         let data = epoll::EventData::new_u64(key);
@@ -370,7 +371,7 @@ impl Sandbox {
     fn reap(&self, remains: &Remains) {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         drop(waitid(WaitId::PidFd(remains.init.as_fd()), options));
-        drop(epoll::delete(&self.watch, &remains.init));
+        let _ = epoll::delete(&self.watch, &remains.init);
         drop(self.tasks.remove(&remains.cgroup));
     }
 
@@ -378,7 +379,7 @@ impl Sandbox {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         let it_value = Timespec { tv_sec: 0, tv_nsec: delay.subsec_nanos().into() };
         let once = Itimerspec { it_interval: zero, it_value };
-        drop(timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once));
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
     }
 }
 
@@ -560,7 +561,7 @@ impl Task {
                 Told::Report(report) => self.report = Some(report),
                 Told::Nothing => break,
                 Told::Closed => {
-                    drop(epoll::delete(&self.watch, socket));
+                    let _ = epoll::delete(&self.watch, socket);
                     self.socket = None;
                 }
             }
@@ -573,7 +574,7 @@ impl Task {
                 Ok(_) | Err(_) => self.ended = Some(Ending::Silent),
             }
             if self.ended.is_some() {
-                drop(epoll::delete(&self.watch, &self.status));
+                let _ = epoll::delete(&self.watch, &self.status);
             }
         }
         match (&self.ended, &self.socket) {

@@ -19,7 +19,7 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
     mount_change, mount_remount, move_mount, open_tree, unmount,
 };
-use rustix::process::{chdir, chroot, fchdir};
+use rustix::process::{chdir, chroot, fchdir, umask};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::error::{During, SetupError};
@@ -142,7 +142,10 @@ fn build(root: &Path, mounts: &[Vec<u8>]) -> Result<Rules, SetupError> {
     for directory in ["/dev", "/sys", "/proc", "/tmp"] {
         directory_at(directory, 0o755).during("make a mount point in the guest root")?;
     }
-    devices()?;
+    let mask = umask(Mode::empty());
+    let made = devices();
+    umask(mask);
+    made?;
     fresh("sysfs", "/sys", NOTHING | MountFlags::RDONLY, None).during("mount /sys")?;
     Rules::make()
 }

@@ -8,6 +8,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::error::{During, SetupError};
 
+/// libc has it in a type that its own ioctl() does not take everywhere.
+const SIOCSIFFLAGS: libc::Ioctl = 0x8914;
+
 /// Brings the loopback interface up, and makes ports below 1024 ordinary ones: in a machine of
 /// one's own they protect nobody, and development servers listen on 80.
 pub(super) fn prepare() -> Result<(), SetupError> {
@@ -26,6 +29,6 @@ fn loopback_up() -> io::Result<()> {
     let flags = libc::IFF_UP | libc::IFF_RUNNING;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
     // SAFETY: the request reads one ifreq, which outlives the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCSIFFLAGS, &raw const request) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -66,43 +66,50 @@ impl User {
 }
 
 fn by_name(name: &[u8], passwd: &[u8]) -> Option<User> {
-    users(passwd).find(|user| user.name == name)
+    lines(passwd).find_map(|line| (line.split(colon).next()? == name).then(|| user(line))?)
 }
 
 /// A uid without an entry is a user all the same, with a group of the same number.
 fn by_id(uid: u32, passwd: &[u8]) -> User {
-    users(passwd).find(|user| user.uid == uid).unwrap_or_else(|| User {
-        uid,
-        gid: uid,
-        groups: Vec::new(),
-        name: uid.to_string().into_bytes(),
-        home: None,
-        shell: b"/bin/sh".to_vec(),
-    })
-}
-
-fn users(passwd: &[u8]) -> impl Iterator<Item = User> {
-    passwd.split(|byte| *byte == b'\n').filter_map(|line| {
-        let fields: Vec<&[u8]> = line.split(|byte| *byte == b':').collect();
-        let [name, _, uid, gid, _, home, shell] = fields[..] else { return None };
-        let mapped = |id: &u32| *id < IDS;
-        Some(User {
-            uid: number(uid).filter(mapped)?,
-            gid: number(gid).filter(mapped)?,
+    lines(passwd)
+        .find_map(|line| (number(line.split(colon).nth(2)?)? == uid).then(|| user(line))?)
+        .unwrap_or_else(|| User {
+            uid,
+            gid: uid,
             groups: Vec::new(),
-            name: (!name.is_empty()).then(|| name.to_vec())?,
-            home: home.starts_with(b"/").then(|| home.to_vec()),
-            shell: if shell.starts_with(b"/") { shell.to_vec() } else { b"/bin/sh".to_vec() },
+            name: uid.to_string().into_bytes(),
+            home: None,
+            shell: b"/bin/sh".to_vec(),
         })
+}
+
+/// `name:password:uid:gid:comment:home:shell`.
+fn user(line: &[u8]) -> Option<User> {
+    let mut fields = line.split(colon);
+    let name = fields.next().filter(|name| !name.is_empty())?;
+    let uid = id(fields.nth(1)?)?;
+    let gid = id(fields.next()?)?;
+    let home = fields.nth(1)?;
+    let shell = fields.next()?;
+    Some(User {
+        uid,
+        gid,
+        groups: Vec::new(),
+        name: name.to_vec(),
+        home: home.starts_with(b"/").then(|| home.to_vec()),
+        shell: if shell.starts_with(b"/") { shell } else { b"/bin/sh" }.to_vec(),
     })
 }
 
+/// `name:password:gid:members`.
 fn groups_of(user: &User, group: &[u8]) -> Vec<u32> {
-    groups(group)
-        .filter(|(_, id, members)| {
-            *id != user.gid && members.split(|byte| *byte == b',').any(|name| name == user.name)
+    lines(group)
+        .filter_map(|line| {
+            let mut fields = line.split(colon).skip(2);
+            let (gid, members) = (fields.next()?, fields.next()?);
+            members.split(|byte| *byte == b',').find(|name| *name == user.name)?;
+            id(gid).filter(|gid| *gid != user.gid)
         })
-        .map(|(_, id, _)| id)
         .take(GROUPS_MAX)
         .collect()
 }
@@ -111,7 +118,8 @@ fn group_id(name: &[u8], group: &[u8], request: &[u8]) -> Result<u32, OpError> {
     if let Some(gid) = number(name) {
         return in_range(gid, request);
     }
-    groups(group).find(|(other, _, _)| *other == name).map(|(_, id, _)| id).ok_or_else(|| {
+    let mut found = lines(group).filter(|line| line.split(colon).next() == Some(name));
+    found.find_map(|line| id(line.split(colon).nth(2)?)).ok_or_else(|| {
         let name = String::from_utf8_lossy(name);
         OpError::new(
             ErrorCode::NotFound,
@@ -120,13 +128,16 @@ fn group_id(name: &[u8], group: &[u8], request: &[u8]) -> Result<u32, OpError> {
     })
 }
 
-/// Name, id and members.
-fn groups(group: &[u8]) -> impl Iterator<Item = (&[u8], u32, &[u8])> {
-    group.split(|byte| *byte == b'\n').filter_map(|line| {
-        let fields: Vec<&[u8]> = line.split(|byte| *byte == b':').collect();
-        let [name, _, gid, members] = fields[..] else { return None };
-        Some((name, number(gid).filter(|id| *id < IDS)?, members))
-    })
+fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
+    file.split(|byte| *byte == b'\n')
+}
+
+fn colon(byte: &u8) -> bool {
+    *byte == b':'
+}
+
+fn id(text: &[u8]) -> Option<u32> {
+    number(text).filter(|id| *id < IDS)
 }
 
 fn number(text: &[u8]) -> Option<u32> {
@@ -156,11 +167,11 @@ fn contents(path: &str) -> Result<Vec<u8>, OpError> {
     if !metadata.is_file() {
         return Err(failed("is not a regular file".into()));
     }
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(|error| failed(error.to_string()))?;
-    if bytes.len() as u64 > FILE_MAX {
+    if metadata.len() > FILE_MAX {
         return Err(failed(format!("is longer than {FILE_MAX} bytes")));
     }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1);
+    file.take(FILE_MAX).read_to_end(&mut bytes).map_err(|error| failed(error.to_string()))?;
     Ok(bytes)
 }
 
