@@ -159,7 +159,7 @@ fn deb822(text: &str) -> Vec<Source> {
             let starts = |line: &&str| {
                 line.split_once(':').is_some_and(|(key, _)| key.eq_ignore_ascii_case(wanted))
             };
-            let Some(at) = stanza.iter().position(|line| starts(line)) else { return Vec::new() };
+            let Some(at) = stanza.iter().position(starts) else { return Vec::new() };
             let first = stanza[at].split_once(':').map_or("", |(_, value)| value);
             let more = stanza[at + 1..].iter().take_while(|line| line.starts_with([' ', '\t']));
             std::iter::once(first).chain(more.copied()).flat_map(str::split_whitespace).collect()

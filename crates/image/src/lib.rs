@@ -8,7 +8,9 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+pub mod boot;
 mod cache;
+mod cpio;
 mod digest;
 pub mod erofs;
 mod mmdebstrap;
@@ -19,7 +21,7 @@ mod store;
 pub mod tar;
 
 pub use cache::CacheError;
-pub use mmdebstrap::{BootstrapError, Package};
+pub use mmdebstrap::{BootstrapError, Package, preflight};
 pub use progress::{Progress, Stage, Step};
 pub use recipe::{Recipe, RecipeError};
 pub use source::{ImageRef, SourceError};

@@ -94,10 +94,19 @@ pub(crate) fn build(
 ) -> Result<(Summary, Vec<Package>), BootstrapError> {
     preflight()?;
     let mirrors = Mirrors::of_this_machine(&recipe.suite);
-    let list = mirrors.list(&recipe.suite, &recipe.components);
-    let mut command = command(recipe, !list.is_empty());
-    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    run(command(recipe, &mirrors), recipe, &mirrors, image, limits, progress)
+}
 
+fn run(
+    mut command: Command,
+    recipe: &Recipe,
+    mirrors: &Mirrors,
+    image: File,
+    limits: Limits,
+    progress: &mut dyn Progress,
+) -> Result<(Summary, Vec<Package>), BootstrapError> {
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let list = mirrors.list(&recipe.suite, &recipe.components);
     let mut child = command.spawn().map_err(BootstrapError::Start)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A child that does not read any more has failed, and says why itself.
@@ -126,7 +135,7 @@ pub(crate) fn build(
                 Some(stdout) => Box::new(stdout),
                 None => Box::new(io::empty()),
             };
-            write(recipe, &mirrors, started, tar, image, limits, |done| {
+            write(recipe, mirrors, started, tar, image, limits, |done| {
                 let _ = events.send(Event::Step(Stage::Convert.at(done, None)));
             })
         });
@@ -159,8 +168,9 @@ pub(crate) fn build(
     }
 }
 
-/// What is missing is better said before the first package is fetched.
-fn preflight() -> Result<(), BootstrapError> {
+/// Whether this machine and user can build images; the error says what to install. Asked before
+/// the first package is fetched, and by `sandforge doctor`.
+pub fn preflight() -> Result<(), BootstrapError> {
     let in_path = |program: &str| {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
@@ -188,7 +198,7 @@ fn preflight() -> Result<(), BootstrapError> {
     Ok(())
 }
 
-fn command(recipe: &Recipe, has_mirrors: bool) -> Command {
+fn command(recipe: &Recipe, mirrors: &Mirrors) -> Command {
     let settings = Settings::of_this_machine();
     let mut command = Command::new("mmdebstrap");
     let root = rustix::process::geteuid().is_root();
@@ -213,7 +223,7 @@ fn command(recipe: &Recipe, has_mirrors: bool) -> Command {
         }
     }
     command.args([&recipe.suite, "-"]);
-    if has_mirrors {
+    if !mirrors.list(&recipe.suite, &recipe.components).is_empty() {
         // On standard input, not as arguments: a mirror can have a password in it.
         command.arg("-");
     }
@@ -346,6 +356,47 @@ pub(crate) fn packages(status: &str) -> Vec<Package> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Runs a shell script in the place of mmdebstrap.
+    fn run_script(script: &str) -> Result<Vec<Package>, BootstrapError> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let recipe = Recipe::named("base").unwrap();
+        let image = tempfile::tempfile().unwrap();
+        run(command, &recipe, &Mirrors::default(), image, Limits::default(), &mut ())
+            .map(|(_, packages)| packages)
+    }
+
+    const ROOT: &str = "d=$(mktemp -d); cd $d; mkdir -p etc var/lib/dpkg; \
+        touch etc/passwd etc/group etc/shadow etc/gshadow; \
+        printf 'Package: a\\nStatus: install ok installed\\nVersion: 1\\n' > var/lib/dpkg/status; \
+        tar cf - .; rm -r $d;";
+
+    #[test]
+    fn an_installed_root_becomes_an_image_with_its_packages() {
+        let packages = run_script(ROOT).unwrap();
+        assert_eq!(packages, [Package { name: "a".to_owned(), version: "1".to_owned() }]);
+    }
+
+    #[test]
+    fn what_mmdebstrap_said_last_explains_its_failure() {
+        let error = run_script("echo 'E: no such suite' >&2; exit 3").unwrap_err();
+        assert!(matches!(error, BootstrapError::Failed { .. }), "{error}");
+        assert!(error.to_string().contains("E: no such suite"), "{error}");
+    }
+
+    #[test]
+    fn a_failure_after_a_whole_archive_counts() {
+        let error = run_script(&format!("{ROOT} exit 1")).unwrap_err();
+        assert!(matches!(error, BootstrapError::Failed { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_root_that_is_no_debian_is_refused() {
+        let error = run_script("d=$(mktemp -d); tar cC $d .; rmdir $d").unwrap_err();
+        assert!(matches!(error, BootstrapError::NoSuchFile("etc/passwd")), "{error}");
+    }
 
     #[test]
     fn installed_packages_are_listed_and_removed_ones_are_not() {

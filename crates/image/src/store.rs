@@ -196,7 +196,7 @@ impl Store {
                     let name = path.display().to_string();
                     Ok(RootImage { file, fs, digest: None, name, size })
                 }
-                Source::Archive(archive) => self.convert(archive, progress),
+                Source::Archive(archive) => self.convert(&archive, progress),
             },
             ImageRef::Name(name) if recipe::names().any(|known| known == name) => {
                 let recipe = Recipe::named(name)?;
@@ -339,7 +339,7 @@ impl Store {
 
     fn convert(
         &self,
-        archive: source::Archive,
+        archive: &source::Archive,
         progress: &mut dyn Progress,
     ) -> Result<RootImage, ImageError> {
         let source_digest = archive.digest(progress)?;

@@ -16,6 +16,8 @@ pub const MAX_PATH: usize = 4096;
 pub const MAX_NAME: usize = 255;
 /// Extents of one sparse file: its map is held in memory, 16 bytes each.
 const MAX_EXTENTS: usize = 1 << 16;
+/// Records of tar on tapes have a few KiB; a compressed file can have terabytes of zeros.
+const MAX_TRAILING_ZEROS: u64 = 16 << 20;
 /// `XATTR_SIZE_MAX` of Linux is 64 KiB; EROFS stores the length in 16 bits.
 pub const MAX_XATTR_VALUE: usize = u16::MAX as usize;
 
@@ -279,6 +281,7 @@ impl<R: Read> Reader<R> {
         }
         self.skip_contents()?;
         let mut ext = self.global.clone();
+        let mut extended = false;
         loop {
             let start = self.offset;
             let block = self.block()?;
@@ -291,6 +294,11 @@ impl<R: Read> Reader<R> {
             let size = header.number(124, 12)?;
             match block[156] {
                 b'x' => {
+                    // Nobody writes two, and any number of them would fill the memory.
+                    if std::mem::replace(&mut extended, true) {
+                        let why = "a second one for the same entry";
+                        return Err(TarError::Extension { offset: start, why });
+                    }
                     let data = self.extension(size, MAX_PAX)?;
                     parse_pax(&data, start, &mut ext)?;
                 }
@@ -457,7 +465,7 @@ impl<R: Read> Reader<R> {
                     break;
                 }
                 let number =
-                    decimal(&lines[..end]).ok_or(refuse("a sparse map without numbers"))?;
+                    decimal(&lines[..end]).ok_or_else(|| refuse("a sparse map without numbers"))?;
                 lines.drain(..=end);
                 match expected {
                     None => {
@@ -510,6 +518,9 @@ impl<R: Read> Reader<R> {
         loop {
             match self.input.read(&mut scratch) {
                 Ok(0) => return Ok(()),
+                Ok(_) if self.offset - marker > MAX_TRAILING_ZEROS => {
+                    return Err(TarError::Trailing { offset: marker });
+                }
                 Ok(n) if scratch[..n].iter().all(|&b| b == 0) => self.offset += n as u64,
                 Ok(_) => return Err(TarError::Trailing { offset: marker }),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -639,7 +650,7 @@ impl Header<'_> {
                 value
                     .checked_mul(256)
                     .and_then(|v| v.checked_add(i64::from(byte)))
-                    .ok_or(refuse("a number over 63 bits"))
+                    .ok_or_else(|| refuse("a number over 63 bits"))
             });
         }
         let mut digits = field.iter().copied().skip_while(|&b| b == b' ').peekable();
@@ -649,7 +660,7 @@ impl Header<'_> {
             value = value
                 .checked_mul(8)
                 .and_then(|v| v.checked_add(i64::from(digit - b'0')))
-                .ok_or(refuse("a number over 63 bits"))?;
+                .ok_or_else(|| refuse("a number over 63 bits"))?;
         }
         match digits.next() {
             None | Some(0 | b' ') => Ok(value),
@@ -686,19 +697,22 @@ fn parse_pax(mut data: &[u8], offset: u64, ext: &mut Extensions) -> Result<(), T
             .iter()
             .take(20)
             .position(|&b| b == b' ')
-            .ok_or(refuse("a record without a length"))?;
+            .ok_or_else(|| refuse("a record without a length"))?;
         let len = decimal(&data[..space])
             .and_then(|n| usize::try_from(n).ok())
             .filter(|&n| n > space + 1 && n <= data.len())
-            .ok_or(refuse("a record with a wrong length"))?;
+            .ok_or_else(|| refuse("a record with a wrong length"))?;
         let (record, rest) = data.split_at(len);
         data = rest;
-        let record =
-            record[space + 1..].strip_suffix(b"\n").ok_or(refuse("a record without a line end"))?;
-        let equals =
-            record.iter().position(|&b| b == b'=').ok_or(refuse("a record without a value"))?;
+        let record = record[space + 1..]
+            .strip_suffix(b"\n")
+            .ok_or_else(|| refuse("a record without a line end"))?;
+        let equals = record
+            .iter()
+            .position(|&b| b == b'=')
+            .ok_or_else(|| refuse("a record without a value"))?;
         let (key, value) = (&record[..equals], &record[equals + 1..]);
-        let number = || decimal(value).ok_or(refuse("a value that is not a number"));
+        let number = || decimal(value).ok_or_else(|| refuse("a value that is not a number"));
         let id =
             || number().and_then(|n| u32::try_from(n).map_err(|_| refuse("an owner over 32 bits")));
         match key {
@@ -707,7 +721,7 @@ fn parse_pax(mut data: &[u8], offset: u64, ext: &mut Extensions) -> Result<(), T
             b"size" => ext.size = Some(number()?),
             b"uid" => ext.uid = Some(id()?),
             b"gid" => ext.gid = Some(id()?),
-            b"mtime" => ext.mtime = Some(pax_time(value).ok_or(refuse("a wrong time"))?),
+            b"mtime" => ext.mtime = Some(pax_time(value).ok_or_else(|| refuse("a wrong time"))?),
             b"GNU.sparse.major" => ext.sparse_major = Some(number()?),
             b"GNU.sparse.minor" => ext.sparse_minor = Some(number()?),
             b"GNU.sparse.name" => ext.sparse_name = Some(value.to_vec()),

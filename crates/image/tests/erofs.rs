@@ -66,7 +66,7 @@ fn walk(root: &Path) -> BTreeMap<PathBuf, Found> {
 
 /// A message past the test harness, which keeps what passing tests print.
 fn say(message: &str) {
-    writeln!(std::io::stderr(), "\n*** {message}").unwrap();
+    std::io::stderr().write_all(format!("\n*** {message}\n").as_bytes()).unwrap();
 }
 
 /// What `fsck.erofs --extract` makes of the image. Fails when it is not installed: a test that
@@ -463,6 +463,24 @@ fn more_entries_than_the_limit_are_refused() {
     let limits = Limits { entries: 20, ..Limits::default() };
     let error = erofs::from_tar(&archive[..], Cursor::new(Vec::new()), limits).unwrap_err();
     assert!(matches!(error, WriteError::Limit { what: "entries", .. }), "{error}");
+}
+
+#[test]
+fn extended_headers_do_not_pile_up() {
+    let archive = Archive::default()
+        .pax(&[("SCHILY.xattr.user.a", b"1")])
+        .pax(&[("SCHILY.xattr.user.b", b"2")])
+        .file("x", 0o644, b"");
+    refused(&archive.end(), "a second one");
+}
+
+#[test]
+fn zeros_without_end_are_not_read_to_the_end() {
+    let archive = Archive::default().file("x", 0o644, b"").end();
+    let endless = std::io::Read::chain(&archive[..], std::io::repeat(0));
+    let image = Cursor::new(Vec::new());
+    let error = erofs::from_tar(endless, image, Limits::default()).unwrap_err();
+    assert!(matches!(error, WriteError::Archive(TarError::Trailing { .. })), "{error}");
 }
 
 #[test]

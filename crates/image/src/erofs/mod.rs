@@ -29,7 +29,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { image_bytes: 64 << 30, entries: 4_000_000, metadata_bytes: 1 << 30 }
+        Self { image_bytes: 32 << 30, entries: 4_000_000, metadata_bytes: 1 << 30 }
     }
 }
 

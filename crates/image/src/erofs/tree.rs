@@ -1,7 +1,7 @@
 //! The directory tree while an image is written: an arena, so that no depth overflows a stack.
 
 use super::format::{Meta, Type};
-use crate::tar::{TarPath, Time};
+use crate::tar::TarPath;
 use std::collections::BTreeMap;
 
 /// Index of a node in its tree.
@@ -128,7 +128,7 @@ impl Tree {
             .map(|node| node.meta.mtime)
             .filter(|time| time.seconds < from)
             .max()
-            .unwrap_or(Time::default());
+            .unwrap_or_default();
         for node in &mut self.nodes {
             if node.meta.mtime.seconds >= from {
                 node.meta.mtime = latest;
