@@ -190,12 +190,14 @@ fn theirs(path: &Path) -> Result<File, BootError> {
     }
 }
 
-/// `/init`, and the console that the kernel opens before it starts it.
+/// `/init`, the console that the kernel opens for it, and what its runtime puts in the place of
+/// standard streams where there is no console.
 fn initramfs() -> io::Result<(File, u64)> {
     let memory = memfd_create("initramfs", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut cpio = cpio::Writer::new(io::BufWriter::new(File::from(memory)));
     cpio.add("dev", Member::Dir)?;
     cpio.add("dev/console", Member::CharDevice { major: 5, minor: 1 })?;
+    cpio.add("dev/null", Member::CharDevice { major: 1, minor: 3 })?;
     cpio.add("init", Member::Program(AGENT))?;
     let mut file = cpio.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
     let size = file.stream_position()?;
