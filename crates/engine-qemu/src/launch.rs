@@ -92,7 +92,11 @@ fn say(to: &OwnedFd, report: &LaunchReport) -> Result<(), String> {
 
 fn run(report: Option<&OwnedFd>) -> Result<Infallible, String> {
     let report = report.ok_or("there is no stdout to report on")?;
-    let (order, descriptors) = receive()?;
+    let (order, mut descriptors) = receive()?;
+    // QEMU opens the kernel again, by then as somebody to whom only public files are open.
+    if let Some(kernel) = descriptors.first_mut() {
+        publish(kernel).map_err(|error| format!("copy the kernel: {error}"))?;
+    }
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| format!("open /dev/null: {error}"))?;
     if order.owner.is_none() {
@@ -142,6 +146,19 @@ fn run(report: Option<&OwnedFd>) -> Result<Infallible, String> {
         let _ = write!(message, " (only system directories are readable in its jail)");
     }
     Err(message)
+}
+
+/// Puts a copy in memory in the place of a file that not everybody may read.
+fn publish(file: &mut OwnedFd) -> std::io::Result<()> {
+    let mode = rustix::fs::fstat(&*file)?.st_mode;
+    if !rustix::process::geteuid().is_root() || mode & 0o004 != 0 {
+        return Ok(());
+    }
+    let copy = rustix::fs::memfd_create("kernel", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut copy = std::fs::File::from(copy);
+    std::io::copy(&mut std::fs::File::from(file.try_clone()?), &mut copy)?;
+    *file = copy.into();
+    Ok(())
 }
 
 fn readable(program: &Path) -> Vec<PathBuf> {
