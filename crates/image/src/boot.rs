@@ -11,9 +11,9 @@ use crate::digest;
 use crate::progress::{Progress, Stage};
 use crate::store::{self, Store};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -248,6 +248,13 @@ mod tests {
         assert!(error.to_string().contains(&remedy), "{error}");
         fs::remove_file(&path).unwrap();
         assets(&store, &Kernel::Ours, &mut ()).unwrap();
+    }
+
+    #[test]
+    fn a_monitor_without_identity_can_open_the_kernel_again() {
+        let (_dir, store) = store();
+        let kernel = assets(&store, &Kernel::Ours, &mut ()).unwrap().kernel;
+        assert_eq!(kernel.metadata().unwrap().permissions().mode() & 0o777, 0o444);
     }
 
     #[test]
