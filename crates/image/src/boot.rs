@@ -164,13 +164,12 @@ fn unpack(path: &Path, expected: &str, progress: &mut dyn Progress) -> Result<()
     if found != expected {
         return Err(damaged(&format_args!("its SHA-256 is {found}, not {expected}")));
     }
-    File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o444)
-        .open(path)
+    File::create_new(path)
         .and_then(|mut file| {
             file.write_all(&kernel)?;
+            // For everybody, whatever the umask: a monitor that gave up its identity opens the
+            // descriptor again. The path to it is closed to others by the cache directory.
+            file.set_permissions(Permissions::from_mode(0o444))?;
             file.sync_all()
         })
         .map_err(CacheError::of("write", path))?;

@@ -35,7 +35,7 @@ impl Rules {
         let device_nodes = AccessFs::MakeChar | AccessFs::MakeBlock;
         let rules = create(all, all & !device_nodes & !AccessFs::IoctlDev, all & !device_nodes);
         rules
-            .and_then(|rules| rules.ok_or(io::ErrorKind::Unsupported.into()))
+            .and_then(|rules| rules.ok_or_else(|| io::ErrorKind::Unsupported.into()))
             .map(Self)
             .during("make the Landlock rules (Linux 6.12 or later with Landlock is needed)")
     }

@@ -67,8 +67,10 @@ use self::seccomp::Filters;
 const REFILL_AFTER_START: Duration = Duration::from_millis(250);
 /// ... or this long after a task ended: not before its reply is on the way.
 const REFILL_AFTER_END: Duration = Duration::from_millis(1);
-/// What the kernel gives a pipe from is 64 KiB; with more a busy writer is woken less often.
+/// The kernel's default is 64 KiB; with more a busy writer is woken less often.
 const PIPE_BYTES: usize = 256 << 10;
+/// With less the kernel would kill a task before it comes to its command.
+const MEMORY_MIN: u64 = 4 << 20;
 /// The key of the refill timer among those of dying tasks.
 const TIMER: u64 = 0;
 
@@ -370,7 +372,7 @@ impl Sandbox {
 
     fn reap(&self, remains: &Remains) {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        drop(waitid(WaitId::PidFd(remains.init.as_fd()), options));
+        let _ = waitid(WaitId::PidFd(remains.init.as_fd()), options);
         let _ = epoll::delete(&self.watch, &remains.init);
         drop(self.tasks.remove(&remains.cgroup));
     }
@@ -389,6 +391,11 @@ fn check(spec: &Spec) -> Result<(), OpError> {
         && arguments.is_empty()
     {
         return invalid("the command is empty".into());
+    }
+    if let Some(bytes) = spec.limits.memory_bytes.filter(|bytes| *bytes < MEMORY_MIN) {
+        return invalid(format!(
+            "a memory limit of {bytes} bytes is below the least, {MEMORY_MIN}"
+        ));
     }
     if let Some(name) = spec.env.keys().find(|name| !command::is_variable(name)) {
         return invalid(format!("{name:?} cannot be the name of a variable"));
@@ -442,7 +449,7 @@ impl Streams {
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
             ioctl_fionbio(&reader, true)?;
             // Without it the pipe is just smaller.
-            drop(rustix::pipe::fcntl_setpipe_size(&reader, PIPE_BYTES));
+            let _ = rustix::pipe::fcntl_setpipe_size(&reader, PIPE_BYTES);
             theirs.push(writer);
             Ok(reader)
         };

@@ -93,8 +93,9 @@ impl Template {
             .during("mount /tmp")?;
         fresh("tmpfs", "/dev/shm", NOTHING, Some(c"mode=1777")).during("mount /dev/shm")?;
         let terminals = MountFlags::NOSUID | MountFlags::NOEXEC;
-        fresh("devpts", "/dev/pts", terminals, Some(c"gid=5,mode=620,ptmxmode=666"))
-            .during("mount /dev/pts")?;
+        // The kernel's count of terminals is one for all: no task may use it up.
+        let options = c"gid=5,mode=620,ptmxmode=666,max=256";
+        fresh("devpts", "/dev/pts", terminals, Some(options)).during("mount /dev/pts")?;
         // Language runtimes size their heaps by what they find here.
         fresh("cgroup2", "/sys/fs/cgroup", NOTHING | MountFlags::RDONLY, None)
             .during("mount /sys/fs/cgroup")

@@ -66,15 +66,13 @@ fn refused() -> Compiled<Rules> {
     rules.push((libc::SYS_unshare, one_of_bits(0, &[&NAMESPACES[..], &[CLONE_NEWTIME]].concat())?));
     let ioctls = [
         // Types into the terminal of whoever reads it next.
-        libc::TIOCSTI,
-        // Pastes into consoles, among other things.
-        TIOCLINUX,
-        // Line disciplines: drivers for modems that any user could attach.
-        libc::TIOCSETD,
+        TIOCSTI, // Pastes into consoles, among other things.
+        TIOCLINUX, // Line disciplines: drivers for modems that any user could attach.
+        TIOCSETD,
     ];
     let mut denied = Vec::new();
     for request in ioctls {
-        denied.push(SeccompRule::new(vec![condition(1, SeccompCmpOp::Eq, request as u64)?])?);
+        denied.push(SeccompRule::new(vec![condition(1, SeccompCmpOp::Eq, request)?])?);
     }
     rules.push((libc::SYS_ioctl, denied));
     Ok(rules)
@@ -137,20 +135,20 @@ fn unsupported_sockets() -> Compiled<Rules> {
     use SeccompCmpOp::{Eq, MaskedEq, Ne};
     let mut other_families = Vec::new();
     for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK] {
-        other_families.push(condition(0, Ne, family as u64)?);
+        other_families.push(condition(0, Ne, value(family))?);
     }
-    let netlink = libc::AF_NETLINK as u64;
+    let netlink = value(libc::AF_NETLINK);
     let rules = vec![
         SeccompRule::new(other_families)?,
         SeccompRule::new(vec![
             condition(0, Eq, netlink)?,
-            condition(2, Ne, libc::NETLINK_ROUTE as u64)?,
-            condition(2, Ne, libc::NETLINK_AUDIT as u64)?,
+            condition(2, Ne, value(libc::NETLINK_ROUTE))?,
+            condition(2, Ne, value(libc::NETLINK_AUDIT))?,
         ])?,
         // Netlink sockets are of this type too.
         SeccompRule::new(vec![
             condition(0, Ne, netlink)?,
-            condition(1, MaskedEq(0xf), libc::SOCK_RAW as u64)?,
+            condition(1, MaskedEq(0xf), value(libc::SOCK_RAW))?,
         ])?,
     ];
     Ok(vec![(libc::SYS_socket, rules)])
@@ -183,7 +181,11 @@ fn x32_is_absent() -> [sock_filter; 3] {
     ]
 }
 
-const TIOCLINUX: libc::Ioctl = 0x541C;
+// libc has the requests in types that differ by target.
+const TIOCSTI: u64 = 0x5412;
+const TIOCLINUX: u64 = 0x541C;
+const TIOCSETD: u64 = 0x5423;
+
 /// In clone() this bit is part of the exit signal.
 const CLONE_NEWTIME: libc::c_int = 0x80;
 const NAMESPACES: [libc::c_int; 7] = [
@@ -199,10 +201,14 @@ const NAMESPACES: [libc::c_int; 7] = [
 fn one_of_bits(argument: u8, bits: &[libc::c_int]) -> Compiled<Vec<SeccompRule>> {
     bits.iter()
         .map(|bit| {
-            let bit = u64::from(bit.cast_unsigned());
+            let bit = value(*bit);
             SeccompRule::new(vec![condition(argument, SeccompCmpOp::MaskedEq(bit), bit)?])
         })
         .collect()
+}
+
+fn value(constant: libc::c_int) -> u64 {
+    u64::from(constant.cast_unsigned())
 }
 
 /// All arguments that are looked at are 32 bits wide; the kernel ignores the rest of the register.
@@ -296,7 +302,7 @@ mod tests {
 
     #[test]
     fn the_terminal_takes_no_typing_from_a_task() {
-        let request = libc::c_long::try_from(libc::TIOCSTI).unwrap();
+        let request = TIOCSTI.cast_signed();
         assert_eq!(errno_of(libc::SYS_ioctl, [0, request, 0]), libc::EPERM);
         // Whatever the upper half of the register holds, the kernel sees the same request.
         assert_eq!(errno_of(libc::SYS_ioctl, [0, request | 1 << 40, 0]), libc::EPERM);
