@@ -51,7 +51,8 @@ impl Status {
         exited.or_else(|| status.terminating_signal().map(|signal| Self::Signaled(byte(signal))))
     }
 
-    fn to_bytes(self) -> [u8; 2] {
+    /// The bytes for the pipe.
+    pub(super) fn to_bytes(self) -> [u8; 2] {
         match self {
             Self::Exited(code) => [0, code],
             Self::Signaled(signal) => [1, signal],

@@ -66,7 +66,7 @@ fn refused() -> Compiled<Rules> {
     rules.push((libc::SYS_unshare, one_of_bits(0, &[&NAMESPACES[..], &[CLONE_NEWTIME]].concat())?));
     let ioctls = [
         // Types into the terminal of whoever reads it next.
-        TIOCSTI, // Pastes into consoles, among other things.
+        TIOCSTI,   // Pastes into consoles, among other things.
         TIOCLINUX, // Line disciplines: drivers for modems that any user could attach.
         TIOCSETD,
     ];
