@@ -1,5 +1,6 @@
 //! From the kernel's hand-over to a mounted root.
 
+use std::ffi::CString;
 use std::fs;
 use std::path::Path;
 
@@ -49,8 +50,9 @@ pub(crate) fn begin() -> Result<Arguments, BootError> {
     Arguments::parse(&command_line)
 }
 
-/// Mounts the root: the read-only image below, an overlay in memory above it.
-pub(crate) fn mount_root(arguments: &Arguments) -> Result<(), BootError> {
+/// Mounts the root: the read-only image below, an overlay in memory above it, which takes up to
+/// `changes_bytes`.
+pub(crate) fn mount_root(arguments: &Arguments, changes_bytes: u64) -> Result<(), BootError> {
     for directory in ["/run/sandforge/image", "/run/sandforge/changes", ROOT] {
         step(format!("make {directory}"), fs::create_dir_all(directory))?;
     }
@@ -65,21 +67,17 @@ pub(crate) fn mount_root(arguments: &Arguments) -> Result<(), BootError> {
             None,
         ),
     )?;
-    // The memory of what is written here is charged to the task that writes, so that the
-    // task's bound decides, not this one.
+    let size = CString::new(format!("size={changes_bytes}")).expect("digits");
     step(
         "mount the memory for changes",
-        mount("tmpfs", "/run/sandforge/changes", "tmpfs", MountFlags::NODEV, Some(c"size=90%")),
+        mount("tmpfs", "/run/sandforge/changes", "tmpfs", MountFlags::NODEV, Some(&*size)),
     )?;
     for directory in ["/run/sandforge/changes/upper", "/run/sandforge/changes/work"] {
         step(format!("make {directory}"), fs::create_dir(directory))?;
     }
     let layers = c"lowerdir=/run/sandforge/image,upperdir=/run/sandforge/changes/upper,\
         workdir=/run/sandforge/changes/work,volatile,xino=off";
-    step(
-        "mount the overlay",
-        mount("overlay", ROOT, "overlay", MountFlags::NODEV, Some(layers)),
-    )?;
+    step("mount the overlay", mount("overlay", ROOT, "overlay", MountFlags::NODEV, Some(layers)))?;
     workspace()
 }
 

@@ -18,8 +18,10 @@ const MOST: usize = 512;
 
 /// Sets the wall clock.
 pub(crate) fn set_clock(clock: &Clock) -> Result<(), OpError> {
-    let failed = |reason: String| OpError::new(ErrorCode::Failed, format!("set the clock: {reason}"));
-    let seconds = i64::try_from(clock.unix_ns / 1_000_000_000).map_err(|e| failed(e.to_string()))?;
+    let failed =
+        |reason: String| OpError::new(ErrorCode::Failed, format!("set the clock: {reason}"));
+    let seconds =
+        i64::try_from(clock.unix_ns / 1_000_000_000).map_err(|e| failed(e.to_string()))?;
     let nanoseconds = i64::try_from(clock.unix_ns % 1_000_000_000).expect("below a second");
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     rustix::time::clock_settime(ClockId::Realtime, time).map_err(|e| failed(e.to_string()))

@@ -40,11 +40,15 @@ fn main() {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let arguments = boot::begin()?;
-    boot::mount_root(&arguments)?;
     let memory_bytes = memory_bytes()?;
+    let reserve_bytes = reserve(memory_bytes);
+    // Files are charged to the task that writes them. A full disk should be met before a full
+    // memory: the one is an error to the writer, the other its end.
+    let changes_bytes = memory_bytes.saturating_sub(reserve_bytes) / 4 * 3;
+    boot::mount_root(&arguments, changes_bytes)?;
     let settings = Settings {
         root: Path::new(boot::ROOT),
-        reserve_bytes: reserve(memory_bytes),
+        reserve_bytes,
         tool: |request, input, output| tool::run(&request.op, &request.payload, input, output),
     };
     let sandbox = Sandbox::new(&settings)?;
@@ -53,7 +57,8 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let info = GuestInfo {
         agent: env!("CARGO_PKG_VERSION").into(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-        cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
+        cpus: std::thread::available_parallelism()
+            .map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
         memory_bytes,
         landlock_abi: sandbox.landlock_abi(),
         ready_ms: uptime_ms(),

@@ -239,7 +239,10 @@ impl Process {
 pub(crate) fn check_name(name: &str) -> Result<(), OpError> {
     let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     if name.is_empty() || name.len() > 64 || !name.bytes().all(fine) {
-        return Err(OpError::new(ErrorCode::Invalid, "a process name is 1 to 64 of [A-Za-z0-9_.-]"));
+        return Err(OpError::new(
+            ErrorCode::Invalid,
+            "a process name is 1 to 64 of [A-Za-z0-9_.-]",
+        ));
     }
     Ok(())
 }

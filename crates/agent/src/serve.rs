@@ -549,9 +549,10 @@ impl Server {
 
     fn running(&self, name: &str) -> Result<&crate::task::Task, OpError> {
         let id = self.by_name(name)?;
-        self.processes[&id].task.as_ref().ok_or_else(|| {
-            OpError::new(ErrorCode::NotFound, format!("process {name} has ended"))
-        })
+        self.processes[&id]
+            .task
+            .as_ref()
+            .ok_or_else(|| OpError::new(ErrorCode::NotFound, format!("process {name} has ended")))
     }
 
     fn signal(&self, signal: &Signal) -> Result<Answer, OpError> {
@@ -700,7 +701,9 @@ impl Server {
             let _ = epoll::delete(&self.epoll, fd);
         }
         feed.watched = feed.pump(self.session.connection());
-        if feed.watched && let Some(fd) = &feed.fd {
+        if feed.watched
+            && let Some(fd) = &feed.fd
+        {
             let _ = epoll::add(&self.epoll, fd, token(id, Channel::Stdin), EventFlags::OUT);
         }
         if feed.is_drained() && feed.fd.is_none() {
@@ -856,12 +859,7 @@ impl Server {
 }
 
 fn still_running() -> ExecReply {
-    ExecReply {
-        outcome: Outcome::Running,
-        cpu_usec: 0,
-        memory_peak_bytes: 0,
-        dropped: (0, 0),
-    }
+    ExecReply { outcome: Outcome::Running, cpu_usec: 0, memory_peak_bytes: 0, dropped: (0, 0) }
 }
 
 /// Registers or removes an output's descriptor, where that changes anything.
@@ -871,11 +869,8 @@ fn set_watch(epoll: &OwnedFd, source: &mut Source, data: EventData, wanted: bool
         return;
     }
     let fd: BorrowedFd<'_> = fd.as_fd();
-    let changed = if wanted {
-        epoll::add(epoll, fd, data, EventFlags::IN)
-    } else {
-        epoll::delete(epoll, fd)
-    };
+    let changed =
+        if wanted { epoll::add(epoll, fd, data, EventFlags::IN) } else { epoll::delete(epoll, fd) };
     if changed.is_ok() {
         source.watched = wanted;
     }

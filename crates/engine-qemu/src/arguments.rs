@@ -108,6 +108,8 @@ impl Machine {
             // The delay loop is timed by the same counter, in ticks of 10 ms.
             word(&format!("lpj={}", khz * 10));
         }
+        // The driver would come with a device; loopback is all there is.
+        word("dummy.numdummies=0");
         word("sandforge.root=vda");
         word(&format!("sandforge.rootfs={}", self.root_file_system));
         words.extend(self.agent_arguments.iter().cloned());

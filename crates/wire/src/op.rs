@@ -413,6 +413,9 @@ pub struct Mkdir {
     /// Permission bits.
     #[serde(default = "default_directory_mode")]
     pub mode: u32,
+    /// Whose it is to be, by user and group number, where root makes it for another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
     /// As whom; see [`Exec::user`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,
@@ -497,6 +500,10 @@ pub enum WatchEvent {
 pub struct TarIn {
     /// Absolute path.
     pub path: Text,
+    /// Drop every permission to write. With root as the user, the sandbox's tasks can then
+    /// read what was unpacked and no more.
+    #[serde(default)]
+    pub read_only: bool,
     /// As whom; see [`Exec::user`]. Everything unpacked belongs to that user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,

@@ -1,0 +1,148 @@
+//! A guest in one line.
+
+use std::collections::BTreeMap;
+
+use supervisor::wire::op::{
+    Command, Exec, ExecReply, Limits, OpError, Operation, Outcome, Transferred,
+};
+use supervisor::wire::text::{Secret, Text};
+use supervisor::{Launcher, LinkError, Sandbox, SandboxSpec, Supervisor};
+
+/// Runs `test` with a fresh guest of the strongest engine of this machine.
+pub(crate) fn with_guest(test: impl AsyncFnOnce(&Sandbox)) {
+    with_spec(SandboxSpec { cpus: 1, memory_mb: 512, ..SandboxSpec::default() }, test);
+}
+
+pub(crate) fn with_spec(spec: SandboxSpec, test: impl AsyncFnOnce(&Sandbox)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let sandbox = supervisor().create(spec, &mut ()).await.expect("a guest");
+        test(&sandbox).await;
+        sandbox.destroy().await.expect("its end");
+    });
+}
+
+pub(crate) fn supervisor() -> Supervisor {
+    Supervisor::new(Launcher {
+        program: env!("CARGO_BIN_EXE_sandforge").into(),
+        arguments: vec!["__launch".into()],
+    })
+    .expect("an image store")
+}
+
+/// What a command came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ran {
+    pub(crate) outcome: Outcome,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// Its output, where it succeeded.
+    #[track_caller]
+    pub(crate) fn ok(self) -> String {
+        assert_eq!(self.outcome, Outcome::Exited { code: 0 }, "{self:?}");
+        self.stdout
+    }
+
+    pub(crate) fn code(&self) -> Option<u8> {
+        match self.outcome {
+            Outcome::Exited { code } => Some(code),
+            _ => None,
+        }
+    }
+}
+
+/// An exec with nothing special about it; tests change what they are about.
+pub(crate) fn exec(command: Command) -> Exec {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    Exec {
+        process: format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed)),
+        command,
+        cwd: None,
+        env: BTreeMap::new(),
+        user: None,
+        tty: None,
+        stdin: false,
+        timeout_ms: None,
+        kill_grace_ms: 2_000,
+        limits: Limits::default(),
+        detach: false,
+    }
+}
+
+pub(crate) fn shell(line: &str) -> Exec {
+    exec(Command::Shell(Text::from(line)))
+}
+
+pub(crate) fn argv(arguments: &[&str]) -> Exec {
+    exec(Command::Argv(arguments.iter().map(|argument| Text::from(*argument)).collect()))
+}
+
+pub(crate) fn env(pairs: &[(&str, &str)]) -> BTreeMap<Text, Secret> {
+    pairs
+        .iter()
+        .map(|(key, value)| (Text::from(*key), Secret::new(value.as_bytes().to_vec()).unwrap()))
+        .collect()
+}
+
+/// Runs to the end with all output.
+pub(crate) async fn run(sandbox: &Sandbox, exec: Exec) -> Ran {
+    try_run(sandbox, exec).await.expect("an end")
+}
+
+pub(crate) async fn try_run(sandbox: &Sandbox, exec: Exec) -> Result<Ran, LinkError> {
+    let process = sandbox.guest().exec(&exec)?;
+    let (stdout, stderr) = (process.stdout(), process.stderr().await?);
+    let stderr = async {
+        match &stderr {
+            Some(stderr) => stderr.read_to_end().await,
+            None => Ok(Vec::new()),
+        }
+    };
+    let (stdout, stderr) = tokio::join!(stdout.read_to_end(), stderr);
+    let (stdout, stderr) = (stdout?, stderr?);
+    let ExecReply { outcome, .. } = process.wait().await?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Ran { outcome, stdout: text(stdout), stderr: text(stderr) })
+}
+
+pub(crate) async fn sh(sandbox: &Sandbox, line: &str) -> Ran {
+    run(sandbox, shell(line)).await
+}
+
+/// Feeds an operation and waits for its reply.
+pub(crate) async fn put<O>(sandbox: &Sandbox, operation: &O, bytes: &[u8]) -> Result<O::Reply, LinkError>
+where
+    O: Operation,
+{
+    let call = sandbox.guest().call(operation)?;
+    let input = call.input();
+    input.write(bytes).await?;
+    input.finish();
+    call.reply().await
+}
+
+/// An operation's whole output.
+pub(crate) async fn get<O>(sandbox: &Sandbox, operation: &O) -> Result<Vec<u8>, LinkError>
+where
+    O: Operation<Reply = Transferred>,
+{
+    let call = sandbox.guest().call(operation)?;
+    let input = call.input();
+    input.finish();
+    let bytes = call.output().read_to_end().await?;
+    call.reply().await?;
+    Ok(bytes)
+}
+
+/// The agent's refusal.
+#[track_caller]
+pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T, LinkError>) -> OpError {
+    match result {
+        Err(LinkError::Operation(error)) => error,
+        other => panic!("expected a refusal, not {other:?}"),
+    }
+}
