@@ -1,3 +1,41 @@
 //! The `sandforge` command.
+//!
+//! It has no logic of its own about machines: it turns a command line into a request, joins the
+//! user's streams, terminal and signals to a guest, and tells how it ended.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod arguments;
+mod command;
+mod env;
+mod exit;
+mod failure;
+mod filter;
+mod input;
+mod output;
+mod progress;
+mod report;
+mod session;
+mod signals;
+mod task;
+mod terminal;
+mod units;
+
+use std::env::args_os;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Makes this program the confined launcher of a monitor. Not for people.
+const LAUNCH: &str = "__launch";
+
+fn main() -> ExitCode {
+    // Before anything else: the launcher must not have started a thread.
+    if args_os().nth(1).is_some_and(|first| first == LAUNCH) {
+        return supervisor::launch::main();
+    }
+    let begun = Instant::now();
+    let arguments: Vec<_> = args_os().collect();
+    match arguments::parse(&arguments) {
+        Ok(parsed) => command::run(parsed, begun),
+        Err(status) => ExitCode::from(status),
+    }
+}

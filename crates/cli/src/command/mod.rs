@@ -1,0 +1,113 @@
+//! One module for each command.
+
+pub(crate) mod completions;
+pub(crate) mod doctor;
+pub(crate) mod exec;
+pub(crate) mod image;
+pub(crate) mod list;
+pub(crate) mod remove;
+pub(crate) mod run;
+pub(crate) mod version;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use serde::Serialize;
+use supervisor::{Launcher, Supervisor};
+
+use crate::arguments::{Arguments, Command};
+use crate::exit;
+use crate::failure::{Failure, Kind};
+use crate::output;
+
+/// What every command is given.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// When this process began.
+    pub(crate) begun: Instant,
+    pub(crate) verbosity: crate::progress::Verbosity,
+}
+
+/// Does what was asked, and prints the failure where there is one.
+pub(crate) fn run(arguments: Arguments, begun: Instant) -> ExitCode {
+    let context = Context { begun, verbosity: arguments.verbosity() };
+    let (family, json) = (arguments.command.family(), arguments.command.json());
+    let done = match arguments.command {
+        Command::Run(args) => args.run(&context),
+        Command::Exec(args) => args.run(&context),
+        Command::Ls(args) => args.run(),
+        Command::Rm(args) => args.run(),
+        Command::Image(args) => args.run(&context),
+        Command::Doctor(args) => args.run(),
+        Command::Version(args) => args.run(),
+        Command::Completions(args) => args.run(),
+    };
+    let status = done.unwrap_or_else(|failure| {
+        if json {
+            print_json_error(&failure);
+        } else {
+            let _ = writeln!(io::stderr(), "{failure}");
+        }
+        failure.status.unwrap_or_else(|| exit::of_failure(failure.kind, family))
+    });
+    ExitCode::from(status)
+}
+
+/// The one object that `--json` promises, for a failure.
+pub(crate) fn print_json_error(failure: &Failure) {
+    #[derive(Serialize)]
+    struct Wrapped<'a> {
+        error: &'a Failure,
+    }
+    // Where stdout is closed, the exit status has to do.
+    let _ = print_json(&Wrapped { error: failure });
+}
+
+/// A value as one line.
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).expect("our own types are plain JSON");
+    print(&format!("{text}\n"))
+}
+
+/// To stdout; that nobody reads it any more is not a failure of ours.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if !output::is_closed(&error) => {
+            Err(Failure::failed("cannot write to stdout").because(&error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn supervisor() -> Result<Supervisor, Failure> {
+    // The link in /proc is the program that runs, whatever lies at its path meanwhile.
+    let launcher =
+        Launcher { program: "/proc/self/exe".into(), arguments: vec![crate::LAUNCH.into()] };
+    Supervisor::new(launcher).map_err(supervisor_failure)
+}
+
+fn supervisor_failure(error: supervisor::Error) -> Failure {
+    use supervisor::ErrorKind;
+    let kind = match error.kind() {
+        ErrorKind::Usage => Kind::Usage,
+        ErrorKind::NotFound => Kind::NotFound,
+        ErrorKind::Unavailable => Kind::Unavailable,
+        ErrorKind::Policy => Kind::Denied,
+        ErrorKind::Failed => Kind::Failed,
+    };
+    Failure::from_error(kind, &error)
+}
+
+/// Drives one piece of work on this thread. Work on other threads is not waited for when it is
+/// done: it ends with the process.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed("cannot start").because(&error))?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
+}

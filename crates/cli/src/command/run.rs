@@ -1,0 +1,484 @@
+//! `sandforge run`: a machine for one command.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use supervisor::{
+    CopyIn, CopyOut, CopySummary, ImageRef, Isolation, Observer, Phase, Sandbox, SandboxSpec, Step,
+};
+use wire::op::ExecReply;
+
+use super::Context;
+use crate::exit;
+use crate::failure::Failure;
+use crate::progress::{Line, Verbosity};
+use crate::report::{Exit, Report, Timings};
+use crate::session::{self, Ending, Sinks};
+use crate::signals::Signals;
+use crate::task::{self, Task, TaskArgs};
+use crate::units;
+
+/// Where `-w` copies to and results come from.
+const WORKSPACE: &str = "/workspace";
+/// More would hide the command's own output.
+const MAX_HELD_BACK: usize = 10;
+
+/// Run a command in a machine of its own
+///
+/// The machine has its own kernel and a root file system from an image, no network, and is gone
+/// when the command ends. The command's output and exit status are passed through.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  sandforge run \"uname -a && ls\"               a line for /bin/sh
+  sandforge run -- python3 -c 'print(1)'       a program; nothing behind -- is interpreted
+  sandforge run -e GITHUB_TOKEN -w . -- make   your token, and a copy of this directory
+  sandforge run -w . --sync-back ./fix.sh      take its changes over into this directory
+  sandforge run -w . --out results -- make     or leave them in another
+  cat big.log | sandforge run \"grep -c ERROR\"  stdin is passed on
+  sandforge run -t bash                        a terminal
+
+Exit status: the command's own, or
+  124  timed out (--timeout)       127  no such command in the sandbox
+  125  Sandforge itself failed     128+n  killed by signal n (137: also out of memory)
+  126  denied by a policy, or the file cannot be run
+
+Ctrl-C is passed to the command; the second takes the machine away.")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
+
+    #[command(flatten)]
+    files: FileArgs,
+
+    #[command(flatten)]
+    pub(crate) task: TaskArgs,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Machine")]
+struct MachineArgs {
+    /// Virtual CPUs [default: 2, or 1 where there is one]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    cpu: Option<u32>,
+
+    /// Memory: 512 (MiB), 512m, 2g
+    #[arg(short, long, value_name = "SIZE", default_value = "1024", value_parser = units::memory_mb)]
+    memory: u32,
+
+    /// Root file system: the name of an image, or the path of an EROFS, ext4 or tar file
+    #[arg(long, value_name = "NAME|PATH", default_value = "base", env = "SANDFORGE_IMAGE")]
+    image: OsString,
+
+    /// A kernel of your own: an ELF with a PVH entry, or a bzImage
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+
+    /// What runs the machine, by name; `sandforge doctor` lists them [default: the strongest]
+    #[arg(long, value_name = "NAME", env = "SANDFORGE_ENGINE")]
+    engine: Option<String>,
+
+    /// The weakest isolation that will do: vm, emulated or process
+    #[arg(long, value_name = "TIER", default_value = "emulated", env = "SANDFORGE_MIN_ISOLATION")]
+    min_isolation: Isolation,
+
+    /// Call the machine so [default: its id]
+    #[arg(long)]
+    name: Option<String>,
+
+    /// Leave the machine running for `sandforge exec`, until `sandforge rm`
+    #[arg(long)]
+    keep: bool,
+
+    /// Show the kernel's messages on stderr, for finding out why a machine does not come up
+    #[arg(long)]
+    console: bool,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Files")]
+struct FileArgs {
+    /// Copy this directory to /workspace, where the command starts
+    #[arg(short, long, value_name = "DIR")]
+    workspace: Option<PathBuf>,
+
+    /// Copy a file or directory to an absolute path in the sandbox
+    #[arg(long, value_name = "HOST:GUEST[:ro]")]
+    mount: Vec<OsString>,
+
+    /// Leave out what .gitignore files name when copying in
+    #[arg(long)]
+    gitignore: bool,
+
+    /// Copy /workspace to this directory, new or empty, when the command has ended
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// Copy /workspace back over the directory of -w when the command has ended
+    #[arg(long, requires = "workspace", conflicts_with = "out")]
+    sync_back: bool,
+}
+
+/// One `--mount`.
+#[derive(Debug, PartialEq, Eq)]
+struct Mount {
+    host: PathBuf,
+    guest: String,
+    read_only: bool,
+}
+
+/// The files to copy, known to be there.
+#[derive(Debug)]
+struct Files {
+    workspace: Option<PathBuf>,
+    mounts: Vec<Mount>,
+    gitignore: bool,
+    out: Option<(PathBuf, CopyOut)>,
+}
+
+impl FileArgs {
+    /// Looks at every path before anything is started for it.
+    fn check(self) -> Result<Files, Failure> {
+        if let Some(workspace) = &self.workspace {
+            fs::read_dir(workspace).map_err(|error| {
+                Failure::usage(format!("cannot read the workspace {workspace:?}")).because(&error)
+            })?;
+        }
+        let mounts = self.mount.iter().map(parse_mount).collect::<Result<Vec<_>, _>>()?;
+        for Mount { host, .. } in &mounts {
+            fs::symlink_metadata(host).map_err(|error| {
+                Failure::usage(format!("cannot read {host:?}, which --mount names")).because(&error)
+            })?;
+        }
+        let out = match (self.out, &self.workspace) {
+            (Some(out), _) => {
+                check_out(&out)?;
+                Some((out, CopyOut::New))
+            }
+            (None, Some(workspace)) if self.sync_back => {
+                Some((workspace.clone(), CopyOut::SyncBack))
+            }
+            (None, _) => None,
+        };
+        Ok(Files { workspace: self.workspace, mounts, gitignore: self.gitignore, out })
+    }
+}
+
+fn check_out(out: &Path) -> Result<(), Failure> {
+    match fs::read_dir(out) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(Failure::usage(format!("the directory {out:?} is not empty"))
+                .help("--out takes a new or an empty one; --sync-back writes over the workspace")),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => {
+            Err(Failure::usage(format!("cannot bring results out to {out:?}")).because(&error))
+        }
+    }
+}
+
+/// `HOST:GUEST[:ro]`. A colon may be in HOST, since GUEST begins with a slash.
+fn parse_mount(text: &OsString) -> Result<Mount, Failure> {
+    let bad = || {
+        Failure::usage(format!("--mount {text:?} is not HOST:GUEST or HOST:GUEST:ro"))
+            .help("GUEST is an absolute path in the sandbox, such as /data")
+    };
+    let text = text.to_str().ok_or_else(bad)?;
+    let (rest, read_only) = match text.strip_suffix(":ro") {
+        Some(rest) => (rest, true),
+        None => (text.strip_suffix(":rw").unwrap_or(text), false),
+    };
+    let (host, guest) = rest.rsplit_once(":/").ok_or_else(bad)?;
+    if host.is_empty() || guest.is_empty() {
+        return Err(bad());
+    }
+    Ok(Mount { host: host.into(), guest: format!("/{guest}"), read_only })
+}
+
+/// Shows what [`Supervisor`](supervisor::Supervisor) does.
+impl Observer for Line {
+    fn step(&mut self, step: Step) {
+        match step.phase {
+            Phase::Prepare(stage) => self.long(stage.label(), step.done, step.total),
+            Phase::Boot => self.brief("starting the machine"),
+            Phase::CopyIn => self.bytes("copying in", step.done, step.total),
+            Phase::CopyOut => self.bytes("copying out", step.done, step.total),
+        }
+    }
+
+    fn notice(&mut self, line: &str) {
+        Self::notice(self, line);
+    }
+}
+
+impl RunArgs {
+    pub(crate) fn json(&self) -> bool {
+        self.task.json()
+    }
+
+    pub(crate) fn run(self, context: &Context) -> Result<u8, Failure> {
+        let image = match self.machine.image.to_str() {
+            Some(text) => text.parse().unwrap_or_default(),
+            None => ImageRef::Path(self.machine.image.clone().into()),
+        };
+        let defaults = SandboxSpec::default();
+        let spec = SandboxSpec {
+            name: self.machine.name,
+            cpus: self.machine.cpu.unwrap_or(defaults.cpus),
+            memory_mb: self.machine.memory,
+            image,
+            kernel: self.machine.kernel,
+            engine: self.machine.engine,
+            min_isolation: self.machine.min_isolation,
+            keep: self.machine.keep,
+            console: self.machine.console,
+        };
+        let files = self.files.check()?;
+        let task = self.task.prepare("p1".into())?;
+        super::block_on(run(spec, files, task, context))
+    }
+}
+
+async fn run(
+    spec: SandboxSpec,
+    files: Files,
+    task: Task,
+    context: &Context,
+) -> Result<u8, Failure> {
+    let mut signals = catch_signals()?;
+    let mut line = Line::new(context.verbosity);
+    let keep = spec.keep;
+    let supervisor = super::supervisor()?;
+    let mut sandbox = unless(&mut signals, supervisor.create(spec, &mut line))
+        .await?
+        .map_err(super::supervisor_failure)?;
+
+    let mut timings = Timings::default();
+    let done = in_sandbox(&mut sandbox, &files, &task, &mut line, &mut signals, &mut timings).await;
+    line.clear();
+    let (id, name) = (sandbox.id().to_owned(), sandbox.name().to_owned());
+    let (engine, isolation) = (sandbox.engine().to_owned(), sandbox.isolation().to_string());
+    let up = *sandbox.timings();
+    let kept = keep && done.is_ok();
+    if kept {
+        sandbox.leave();
+    } else {
+        // Whatever else went wrong is more interesting than how the machine was taken away.
+        let teardown = unless(&mut signals, sandbox.destroy()).await;
+        if let Ok(Ok(teardown)) = &teardown {
+            timings.teardown_ms = teardown.teardown_ms;
+        }
+        if done.is_ok() {
+            teardown?.map_err(super::supervisor_failure)?;
+        }
+    }
+    let Done { reply, digest, sinks } = done?;
+    let Some(reply) = reply else {
+        return Ok(exit::of_signal(exit::PIPE));
+    };
+    let exit = Exit::of_outcome(&reply.outcome);
+    timings = Timings {
+        prepare_ms: up.prepare_ms,
+        process_ms: up.process_ms,
+        kernel_ms: up.kernel_ms,
+        agent_ms: up.agent_ms,
+        total_ms: milliseconds(context.begun.elapsed()),
+        ..timings
+    };
+    tell(&mut line, &task, &reply);
+    if kept {
+        line.notice(&format!("{name} is kept: sandforge exec {name} COMMAND, sandforge rm {name}"));
+    }
+    if context.verbosity == Verbosity::Verbose {
+        line.notice(&digest);
+        for (phase, ms) in timings.phases() {
+            line.notice(&format!("{phase:>9} {ms:8.1} ms"));
+        }
+    }
+    let code = exit.code;
+    let report = Report {
+        exit,
+        sandbox: id,
+        name,
+        engine,
+        isolation,
+        digest: Some(digest),
+        timings,
+        cpu_usec: reply.cpu_usec,
+        memory_peak_bytes: reply.memory_peak_bytes,
+        kept,
+        output: None,
+    };
+    task.reporting.write(report, sinks)?;
+    Ok(code)
+}
+
+/// The command ran.
+struct Done {
+    /// Nothing where nobody reads our output any more.
+    reply: Option<ExecReply>,
+    digest: String,
+    sinks: Sinks,
+}
+
+async fn in_sandbox(
+    sandbox: &mut Sandbox,
+    files: &Files,
+    task: &Task,
+    line: &mut Line,
+    signals: &mut Signals,
+    timings: &mut Timings,
+) -> Result<Done, Failure> {
+    let begun = Instant::now();
+    unless(signals, copy_in(sandbox, files, line)).await??;
+    timings.workspace_ms = milliseconds(begun.elapsed());
+    line.clear();
+
+    let begun = Instant::now();
+    let mut sinks = task.sinks()?;
+    let (ending, digest) = session::run(sandbox.guest(), &task.exec, &mut sinks, signals).await?;
+    timings.exec_ms = milliseconds(begun.elapsed());
+    let reply = match ending {
+        Ending::Replied(reply) => reply,
+        Ending::OutputClosed => {
+            return Ok(Done { reply: None, digest, sinks });
+        }
+        Ending::Interrupted(signal) => return Err(Failure::interrupted(signal)),
+        Ending::Overdue => return Err(overdue()),
+        Ending::GuestGone(error) => return Err(gone(sandbox, &error).await),
+    };
+
+    let begun = Instant::now();
+    unless(signals, copy_out(sandbox, files, line)).await??;
+    timings.collect_ms = milliseconds(begun.elapsed());
+    Ok(Done { reply: Some(reply), digest, sinks })
+}
+
+async fn copy_in(sandbox: &Sandbox, files: &Files, line: &mut Line) -> Result<(), Failure> {
+    let options = CopyIn { gitignore: files.gitignore, read_only: false };
+    if let Some(workspace) = &files.workspace {
+        let copied = sandbox.copy_in(workspace, WORKSPACE, options, line).await;
+        tell_held_back(line, &copied.map_err(super::supervisor_failure)?);
+    }
+    for Mount { host, guest, read_only } in &files.mounts {
+        let options = CopyIn { read_only: *read_only, ..options };
+        let copied = sandbox.copy_in(host, guest, options, line).await;
+        tell_held_back(line, &copied.map_err(super::supervisor_failure)?);
+    }
+    Ok(())
+}
+
+async fn copy_out(sandbox: &Sandbox, files: &Files, line: &mut Line) -> Result<(), Failure> {
+    if let Some((directory, mode)) = &files.out {
+        let copied = sandbox.copy_out(WORKSPACE, directory, *mode, line).await;
+        tell_held_back(line, &copied.map_err(super::supervisor_failure)?);
+    }
+    Ok(())
+}
+
+fn tell_held_back(line: &mut Line, summary: &CopySummary) {
+    for what in summary.held_back.iter().take(MAX_HELD_BACK) {
+        line.notice(&format!("left out: {what}"));
+    }
+    let more = summary.held_back.len().saturating_sub(MAX_HELD_BACK);
+    if more > 0 {
+        line.notice(&format!("left out: {more} more"));
+    }
+}
+
+/// What [`task::remark`] says, where the report does not.
+pub(super) fn tell(line: &mut Line, task: &Task, reply: &ExecReply) {
+    if task.is_quiet() {
+        return;
+    }
+    if let Some(remark) = task::remark(&reply.outcome, &task.exec) {
+        // Not a notice: it is the reason for the exit status, so -q does not hide it.
+        line.clear();
+        eprintln!("sandforge: {}", crate::filter::plain(&remark));
+    }
+}
+
+pub(super) fn overdue() -> Failure {
+    let status = Some(exit::TIMED_OUT);
+    Failure { status, ..Failure::failed("timed out, and the machine did not answer any more") }
+}
+
+/// Why the guest went away: the machine knows more than the broken connection.
+pub(super) async fn gone(sandbox: &mut Sandbox, error: &supervisor::LinkError) -> Failure {
+    let told = tokio::time::timeout(Duration::from_secs(2), sandbox.ended()).await;
+    let why = told.unwrap_or_else(|_| error.to_string());
+    Failure::failed(format!("the machine ended before the command did: {why}"))
+        .help("it may have run out of memory: try --memory; --console shows its kernel's messages")
+}
+
+pub(super) fn catch_signals() -> Result<Signals, Failure> {
+    Signals::catch().map_err(|error| Failure::failed("cannot catch signals").because(&error))
+}
+
+/// The work's result, unless a signal comes first.
+pub(super) async fn unless<T>(
+    signals: &mut Signals,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        done = work => Ok(done),
+        signal = signals.next() => Err(Failure::interrupted(signal)),
+    }
+}
+
+pub(super) fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(text: &str) -> Option<(String, String, bool)> {
+        let mount = parse_mount(&text.into()).ok()?;
+        Some((mount.host.into_os_string().into_string().ok()?, mount.guest, mount.read_only))
+    }
+
+    #[test]
+    fn a_mount_names_a_host_and_a_guest_path() {
+        let expected = |host: &str, guest: &str, ro| Some((host.into(), guest.into(), ro));
+        assert_eq!(mount("data:/data"), expected("data", "/data", false));
+        assert_eq!(mount("/a:b:/c:ro"), expected("/a:b", "/c", true));
+        assert_eq!(mount("a:/b:rw"), expected("a", "/b", false));
+    }
+
+    #[test]
+    fn a_mount_without_an_absolute_guest_path_is_refused() {
+        for text in ["", "data", "data:", ":/data", "data:relative", "data:/"] {
+            assert_eq!(mount(text), None, "{text}");
+        }
+    }
+}
+
+// PENDING
+trait Pending {
+    async fn copy_in(
+        &self,
+        _: &Path,
+        _: &str,
+        _: CopyIn,
+        _: &mut dyn Observer,
+    ) -> Result<CopySummary, supervisor::Error> {
+        Err(supervisor::Error::Request("this version cannot copy yet".into()))
+    }
+    async fn copy_out(
+        &self,
+        _: &str,
+        _: &Path,
+        _: CopyOut,
+        _: &mut dyn Observer,
+    ) -> Result<CopySummary, supervisor::Error> {
+        Err(supervisor::Error::Request("this version cannot copy yet".into()))
+    }
+}
+impl Pending for Sandbox {}

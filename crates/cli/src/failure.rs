@@ -1,0 +1,166 @@
+//! What went wrong, for the person or program that called: built where it happens, printed once.
+
+use std::error::Error;
+use std::fmt::{self, Write as _};
+
+use serde::Serialize;
+
+use crate::{exit, filter};
+
+/// What kind of failure it was: decides the exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    /// The command line, or a file that it names, makes no sense.
+    Usage,
+    /// What it names is not there.
+    NotFound,
+    /// This machine lacks something.
+    Unavailable,
+    /// A policy forbids it.
+    Denied,
+    /// It was tried and failed.
+    Failed,
+    /// The user ended it.
+    Interrupted,
+}
+
+/// A failure in words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Failure {
+    /// For programs.
+    pub(crate) kind: Kind,
+    /// What failed, with its cause where that is one thing.
+    pub(crate) message: String,
+    /// Why, outermost first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) causes: Vec<String>,
+    /// What to do about it.
+    #[serde(rename = "hint", skip_serializing_if = "Option::is_none")]
+    pub(crate) help: Option<String>,
+    /// The exit status, where the kind does not decide it.
+    #[serde(skip)]
+    pub(crate) status: Option<u8>,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), causes: Vec::new(), help: None, status: None }
+    }
+
+    /// A signal came before there was a command to pass it to, or the second one did.
+    pub(crate) fn interrupted(signal: i32) -> Self {
+        let status = Some(exit::of_signal(signal));
+        Self { status, ..Self::new(Kind::Interrupted, "interrupted") }
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self::new(Kind::Failed, message)
+    }
+
+    /// An error and all that is behind it.
+    pub(crate) fn from_error(kind: Kind, error: &dyn Error) -> Self {
+        Self::new(kind, error.to_string()).because_source(error)
+    }
+
+    /// Adds `cause` and all that is behind it.
+    pub(crate) fn because(mut self, cause: &dyn Error) -> Self {
+        self.causes.push(cause.to_string());
+        self.because_source(cause)
+    }
+
+    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Many errors tell their source in their own words: those are not said twice.
+    fn because_source(mut self, error: &dyn Error) -> Self {
+        let mut next = error.source();
+        while let Some(source) = next {
+            let text = source.to_string();
+            let said = self.causes.last().unwrap_or(&self.message);
+            if !said.contains(&text) {
+                self.causes.push(text);
+            }
+            next = source.source();
+        }
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = format!("sandforge: {}", self.message);
+        for cause in &self.causes {
+            write!(text, "\n  cause: {cause}")?;
+        }
+        if let Some(help) = &self.help {
+            write!(text, "\n  help: {help}")?;
+        }
+        f.write_str(&filter::plain(&without_numbers(&text)))
+    }
+}
+
+/// Rust adds the number to every message of the system; the words are enough for people.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn it_says_what_why_and_what_next() {
+        let cause = io::Error::from(io::ErrorKind::PermissionDenied);
+        let failure = Failure::failed("cannot read \"x\"").because(&cause).help("chmod +r x");
+        assert_eq!(
+            failure.to_string(),
+            "sandforge: cannot read \"x\"\n  cause: permission denied\n  help: chmod +r x"
+        );
+    }
+
+    #[test]
+    fn a_cause_that_the_message_tells_is_not_repeated() {
+        #[derive(Debug)]
+        struct Outer(io::Error);
+        impl fmt::Display for Outer {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "cannot open it: {}", self.0)
+            }
+        }
+        impl Error for Outer {
+            fn source(&self) -> Option<&(dyn Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let failure = Failure::from_error(Kind::Failed, &Outer(io::Error::other("no")));
+        assert_eq!(failure.to_string(), "sandforge: cannot open it: no");
+    }
+
+    #[test]
+    fn errors_of_the_system_are_words() {
+        let cause = io::Error::from_raw_os_error(2);
+        let failure = Failure::failed(format!("{cause}; x")).because(&cause);
+        assert_eq!(
+            failure.to_string(),
+            "sandforge: No such file or directory; x\n  cause: No such file or directory"
+        );
+    }
+
+    #[test]
+    fn controls_in_a_message_are_shown() {
+        assert_eq!(Failure::failed("\x1b]0;x\x07").to_string(), "sandforge: ^[]0;x^G");
+    }
+}

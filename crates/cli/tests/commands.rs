@@ -1,0 +1,77 @@
+//! The commands that need no machine.
+
+mod support;
+
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+use support::{Call, sandforge};
+
+#[test]
+fn the_version_is_for_people_and_for_programs() {
+    let version = env!("CARGO_PKG_VERSION");
+    sandforge(["version"]).exits(0).prints(format!("sandforge {version}\n"));
+    sandforge(["--version"]).exits(0).prints(format!("sandforge {version}\n"));
+    assert_eq!(sandforge(["version", "--json"]).exits(0).json()["version"], json!(version));
+}
+
+#[test]
+fn help_goes_to_stdout() {
+    for command in [&["--help"][..], &["run", "--help"], &["image", "--help"]] {
+        let output = sandforge(command).exits(0);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("Examples:"), "{text}");
+        assert_eq!(output.stderr, "");
+    }
+}
+
+#[test]
+fn every_shell_gets_a_script_that_names_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = sandforge(["completions", shell]).exits(0);
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(script.contains("doctor"), "{shell}");
+    }
+}
+
+#[test]
+fn the_script_for_bash_is_one_that_bash_reads() {
+    let script = sandforge(["completions", "bash"]).exits(0).stdout;
+    let script = String::from_utf8(script).unwrap();
+    let checked = Command::new("bash").args(["-n", "-c", &script]).status().unwrap();
+    assert!(checked.success());
+}
+
+#[test]
+fn no_machines_are_an_empty_list() {
+    Call::new(["ls", "--json"]).private().output().exits(0).prints("[]\n");
+}
+
+#[test]
+fn no_images_are_an_empty_list_for_programs_and_the_recipes_for_people() {
+    Call::new(["image", "ls", "--json"]).private().output().exits(0).prints("[]\n");
+    let output = Call::new(["image", "ls"]).private().output().exits(0);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("base") && text.contains("not built yet"), "{text}");
+}
+
+#[test]
+fn doctor_says_in_json_what_it_says_in_words() {
+    let report = Call::new(["doctor", "--json"]).private().output().json();
+    assert!(report["engines"].as_array().is_some_and(|engines| !engines.is_empty()), "{report}");
+    assert!(report["kernel"]["ok"].is_boolean(), "{report}");
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_failure() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sandforge"))
+        .args(["completions", "zsh"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(output.stderr, b"");
+}
