@@ -155,7 +155,7 @@ fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
     let socket = unsafe { OwnedFd::from_raw_fd(raw) };
     // SAFETY: all zeroes is a valid sockaddr_vm.
     let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
-    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).expect("a small number");
     address.svm_cid = libc::VMADDR_CID_ANY;
     address.svm_port = port;
     let length = libc::socklen_t::try_from(size_of_val(&address)).expect("a small structure");

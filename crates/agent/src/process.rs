@@ -67,6 +67,10 @@ impl Feed {
         self.closing = true;
     }
 
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
     pub(crate) fn is_drained(&self) -> bool {
         self.queue.is_empty()
     }
@@ -167,6 +171,7 @@ pub(crate) struct Process {
     pub(crate) stream: Option<StreamId>,
     /// Gone once its end was taken note of.
     pub(crate) task: Option<Task>,
+    pub(crate) has_started: bool,
     pub(crate) has_ended: bool,
     pub(crate) stdout: Source,
     pub(crate) stderr: Source,

@@ -266,8 +266,8 @@ impl Server {
                 }
                 _ => self.ignore(id, bytes.len()),
             },
-            Event::Closed(id, _) => match self.streams.get(&id) {
-                Some(Role::Owner(process) | Role::Feeder(process)) => {
+            Event::Closed(id, _) => {
+                if let Some(Role::Owner(process) | Role::Feeder(process)) = self.streams.get(&id) {
                     let process = *process;
                     if let Some(found) = self.processes.get_mut(&process)
                         && !(found.is_detached() && found.stream == Some(id))
@@ -276,8 +276,7 @@ impl Server {
                         self.feed(process);
                     }
                 }
-                _ => {}
-            },
+            }
             Event::Reset(id, _) => match self.streams.remove(&id) {
                 Some(Role::Owner(process)) => {
                     if self.processes.get(&process).is_some_and(|found| !found.is_detached()) {
@@ -515,6 +514,7 @@ impl Server {
             kind,
             stream: Some(stream),
             task: Some(task),
+            has_started: false,
             has_ended: false,
             stdout,
             stderr,
@@ -596,11 +596,13 @@ impl Server {
         match task.advance() {
             Progress::Pending => {}
             Progress::Started => {
-                if process.is_detached()
-                    && let Some(stream) = process.stream.take()
-                {
+                process.has_started = true;
+                let waits_for_start =
+                    if process.is_detached() { process.stream.take() } else { None };
+                if let Some(stream) = waits_for_start {
                     self.reply(stream, &still_running());
                 }
+                self.feed(id);
             }
             Progress::Ended => {
                 process.has_ended = true;
@@ -695,6 +697,10 @@ impl Server {
 
     fn feed(&mut self, id: ProcessId) {
         let Some(process) = self.processes.get_mut(&id) else { return };
+        // Before that, the terminal is nobody's: it would turn a ^C into nothing.
+        if process.stdin.is_terminal() && !process.has_started && !process.has_ended {
+            return;
+        }
         let feed = &mut process.stdin;
         let watched = feed.watched;
         if watched && let Some(fd) = &feed.fd {

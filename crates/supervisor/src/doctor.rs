@@ -73,10 +73,7 @@ impl Doctor {
 /// Least free disk for the default image and what its making needs, in MiB.
 const DISK_MB: u64 = 1024;
 
-pub(crate) async fn examine(
-    store: &image::Store,
-    engines: &[Box<dyn SandboxBackend>],
-) -> Doctor {
+pub(crate) async fn examine(store: &image::Store, engines: &[Box<dyn SandboxBackend>]) -> Doctor {
     let mut advice = Vec::new();
     let mut reports = Vec::new();
     for engine in engines {
@@ -140,14 +137,13 @@ fn default_image(
                 let size = found.manifest.size >> 20;
                 return Finding { ok: true, detail: format!("base, {size} MB") };
             }
-            let can_build = true;
-            if !can_build {
-                advice.push(
-                    "install mmdebstrap to build the default image (Debian: apt install \
-                     mmdebstrap), or bring a root with --image PATH"
-                        .into(),
-                );
-            }
+            let can_build = match image::preflight() {
+                Ok(()) => true,
+                Err(error) => {
+                    advice.push(format!("{error}; or bring a root with --image PATH"));
+                    false
+                }
+            };
             let has_room = disk_free_mb.is_none_or(|mb| mb >= DISK_MB);
             if !has_room {
                 advice.push(format!("free some disk: the default image needs {DISK_MB} MB"));

@@ -16,7 +16,9 @@ pub enum Error {
     #[error("there is no sandbox {0:?}; `sandforge ls` lists those that were kept")]
     NoSuchSandbox(String),
     /// A machine of that name is kept.
-    #[error("there is a sandbox {0:?} already; remove it with `sandforge rm {0}` or take another name")]
+    #[error(
+        "there is a sandbox {0:?} already; remove it with `sandforge rm {0}` or take another name"
+    )]
     NameTaken(String),
     /// No engine here is as strong as asked for.
     #[error(

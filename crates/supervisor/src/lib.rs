@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use engine::{Attachment, BootSpec, Machine, RootDisk, SandboxBackend};
 use engine_qemu::Qemu;
-use image::boot::{BootAssets, Kernel};
 use image::RootImage;
+use image::boot::{BootAssets, Kernel};
 
 pub use copy::{CopyIn, CopyOut, CopySummary};
 pub use doctor::{Doctor, EngineReport};
@@ -206,12 +206,12 @@ impl Supervisor {
         let (info, key, socket) = kept::find(name)?;
         let busy = || Error::Busy(name.to_owned());
         let carrier = tokio::net::UnixStream::connect(&socket).await.map_err(|_| busy())?;
-        let guest = Guest::connect(carrier, &info.id, key, Duration::from_secs(20))
-            .await
-            .map_err(|error| match error {
+        let guest = Guest::connect(carrier, &info.id, key, Duration::from_secs(20)).await.map_err(
+            |error| match error {
                 LinkError::Unanswered(_) => busy(),
                 error => Error::Guest(error),
-            })?;
+            },
+        )?;
         // Time has passed, and a host that slept took the guest's clock along.
         guest.freshen().await.map_err(Error::Guest)?;
         let timings = Timings { agent_ms: milliseconds(begun.elapsed()), ..Timings::default() };

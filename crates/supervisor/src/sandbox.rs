@@ -1,13 +1,18 @@
 //! A sandbox that runs.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use engine::{Isolation, Machine};
 use link::Guest;
 use serde::Serialize;
+use workspace::Manifest;
 
+use crate::copy::{self, CopyIn, CopyOut, CopySummary};
 use crate::kept::{self, KeptInfo};
-use crate::{Error, milliseconds};
+use crate::{Error, Observer, milliseconds};
 
 /// How long each step to a usable sandbox took, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
@@ -41,6 +46,8 @@ pub struct Sandbox {
     guest: Guest,
     timings: Timings,
     kept: bool,
+    /// What was sent to be brought back, by the guest's path.
+    sent: Mutex<BTreeMap<String, Manifest>>,
 }
 
 impl Sandbox {
@@ -51,7 +58,7 @@ impl Sandbox {
         timings: Timings,
         kept: bool,
     ) -> Self {
-        Self { info, machine, guest, timings, kept }
+        Self { info, machine, guest, timings, kept, sent: Mutex::default() }
     }
 
     /// Its id, which every operation's signature covers.
@@ -82,6 +89,51 @@ impl Sandbox {
     /// Its agent.
     pub fn guest(&self) -> &Guest {
         &self.guest
+    }
+
+    /// Copies a directory, or one file, of the host to `target` in the guest.
+    ///
+    /// # Errors
+    /// `CopyIn` where it cannot be read or the guest does not take it.
+    pub async fn copy_in(
+        &self,
+        host: &Path,
+        target: &str,
+        options: CopyIn,
+        observer: &mut dyn Observer,
+    ) -> Result<CopySummary, Error> {
+        let (summary, manifest) =
+            copy::copy_in(&self.guest, host, target, options, observer).await?;
+        if options.for_sync_back {
+            self.manifests().insert(target.to_owned(), manifest);
+        }
+        Ok(summary)
+    }
+
+    /// Brings a directory of the guest to the host, where nothing changes unless all of it can
+    /// be taken.
+    ///
+    /// # Errors
+    /// `CopyOut` with what was wrong with what came; `Request` for a [`CopyOut::SyncBack`] of
+    /// what was not copied in for it.
+    pub async fn copy_out(
+        &self,
+        source: &str,
+        host: &Path,
+        how: CopyOut,
+        observer: &mut dyn Observer,
+    ) -> Result<CopySummary, Error> {
+        let manifest = match how {
+            CopyOut::New => None,
+            CopyOut::SyncBack => Some(self.manifests().remove(source).ok_or_else(|| {
+                Error::Request(format!("{source} was not copied in to be brought back"))
+            })?),
+        };
+        copy::copy_out(&self.guest, source, host, manifest, observer).await
+    }
+
+    fn manifests(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Manifest>> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the guest is gone, and says why, in words.
