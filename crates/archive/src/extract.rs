@@ -1,5 +1,6 @@
 //! Members of an archive into a directory.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
@@ -18,8 +19,8 @@ pub enum Existing {
     /// A file or link makes way for a file or link; directories are used. Missing parents are
     /// made.
     Replace,
-    /// It is an error, as is an entry whose directory did not come before it. Nothing but
-    /// directories can be named twice.
+    /// It is an error, as is an entry whose directory did not come before it. So no name comes
+    /// twice, also not in other letters on a file system that does not tell them apart.
     Refuse,
 }
 
@@ -137,7 +138,12 @@ impl<'a> Extract<'a> {
     /// `SetMetadata`.
     pub fn finish(self) -> Result<(), ExtractError> {
         let root = self.root;
+        let mut set = HashSet::new();
         for Directory { name, mode, mtime } in self.into_directories().into_iter().rev() {
+            // Of one that came twice, the last counts.
+            if !set.insert(name.clone()) {
+                continue;
+            }
             root.set_directory(&name, mode, Some(mtime))
                 .map_err(|source| ExtractError::SetMetadata { name, source })?;
         }
@@ -181,7 +187,7 @@ impl<'a> Extract<'a> {
                     Ok(()) => {}
                     Err(Errno::EXIST) => {
                         let there = Inode::at(directory, component).map_err(created)?;
-                        if there.kind != InodeKind::Directory {
+                        if there.kind != InodeKind::Directory || self.existing == Existing::Refuse {
                             let what = there.kind.as_str();
                             return Err(ExtractError::Occupied { name: name.clone(), what });
                         }
@@ -358,6 +364,9 @@ mod tests {
             let error = extract.add(&again, &mut io::empty()).unwrap_err();
             assert!(matches!(error, ExtractError::Occupied { .. }), "{error}");
         }
+        extract.add(&member("e", Kind::Directory), &mut io::empty()).unwrap();
+        let error = extract.add(&member("e", Kind::Directory), &mut io::empty()).unwrap_err();
+        assert!(matches!(error, ExtractError::Occupied { .. }), "{error}");
         let error = extract.add(&file("d/b", ""), &mut io::empty()).unwrap_err();
         assert!(matches!(error, ExtractError::Parent { .. }), "{error}");
         assert_eq!(fs::read(tree.path().join("a")).unwrap(), b"1");
