@@ -151,3 +151,65 @@ fn rename(from: &Root, to: &Root, name: &Name, flags: RenameFlags) -> io::Result
     let [from, to]: [OwnedFd; 2] = [from.directory(&parent)?, to.directory(&parent)?];
     Ok(renameat_with(from, component, to, component, flags)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn every_kind_of_step_is_undone() {
+        let place = tempfile::tempdir().unwrap();
+        let host = place.path().join("host");
+        fs::create_dir_all(host.join("d/e")).unwrap();
+        for file in ["a", "b", "d/e/f"] {
+            fs::write(host.join(file), file).unwrap();
+        }
+        let mut staging = Staging::beside(&host).unwrap();
+        for file in ["a", "b", "n"] {
+            fs::write(staging.new_path().join(file), "new").unwrap();
+        }
+        let root = Root::open(&host).unwrap();
+        let failed = Moves::new(&mut staging, &root).all_or_none(|moves| {
+            moves.bring(&name("n"))?;
+            moves.replace(&name("a"))?;
+            // What a replacement is on a file system without RENAME_EXCHANGE.
+            moves.take(&name("b"))?;
+            moves.bring(&name("b"))?;
+            moves.set_mode(&name("d"), 0o700)?;
+            moves.take(&name("d/e"))?;
+            assert_eq!(fs::read(host.join("a")).unwrap(), b"new");
+            assert_eq!(fs::read(host.join("b")).unwrap(), b"new");
+            assert!(!host.join("d/e").exists());
+            moves.bring(&name("missing"))
+        });
+        assert!(matches!(failed, Err(UnpackError::Place { .. })));
+        drop(staging);
+        for file in ["a", "b", "d/e/f"] {
+            assert_eq!(fs::read(host.join(file)).unwrap(), file.as_bytes());
+        }
+        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(host.join("d")).unwrap());
+        assert_ne!(mode & 0o777, 0o700);
+        assert!(!host.join("n").exists());
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1, "no staging stays");
+    }
+
+    #[test]
+    fn nothing_new_takes_the_place_of_what_nobody_expected() {
+        let place = tempfile::tempdir().unwrap();
+        let host = place.path().join("host");
+        fs::create_dir(&host).unwrap();
+        let mut staging = Staging::beside(&host).unwrap();
+        fs::write(staging.new_path().join("a"), "new").unwrap();
+        fs::write(host.join("a"), "made meanwhile").unwrap();
+        let root = Root::open(&host).unwrap();
+        let brought = Moves::new(&mut staging, &root).all_or_none(|moves| moves.bring(&name("a")));
+        assert!(brought.is_err());
+        assert_eq!(fs::read(host.join("a")).unwrap(), b"made meanwhile");
+    }
+}

@@ -420,6 +420,7 @@ mod tests {
             }
             fs::set_permissions(&locked, fs::Permissions::from_mode(0o000)).unwrap();
             let packed = pack(tree.path(), &PackOptions::default(), &mut io::sink(), &mut |_| {});
+            fs::set_permissions(&locked, fs::Permissions::from_mode(0o755)).unwrap();
             let message = packed.unwrap_err().to_string();
             assert!(message.contains(locked.to_str().unwrap()), "{message}");
             assert!(message.contains("make it readable"), "{message}");

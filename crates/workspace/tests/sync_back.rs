@@ -108,6 +108,9 @@ fn what_was_created_changed_and_deleted_arrives_and_the_rest_is_not_touched() {
     assert_eq!(fs::read_link(pair.host("link")).unwrap(), Path::new("dir"));
     assert_eq!(fs::metadata(pair.host("script")).unwrap().mode() & 0o7777, 0o755);
     assert_eq!(fs::metadata(pair.host("newdir/x")).unwrap().mode() & 0o7777, 0o555);
+    for locked in [pair.host("newdir/x"), pair.guest("newdir/x")] {
+        fs::set_permissions(locked, fs::Permissions::from_mode(0o755)).unwrap();
+    }
     for gone in ["gone", "dir/gone", "olddir"] {
         assert!(!pair.host(gone).exists(), "{gone}");
     }
