@@ -107,7 +107,7 @@ impl fmt::Display for Failure {
 }
 
 /// Rust adds the number to every message of the system; the words are enough for people.
-fn without_numbers(text: &str) -> String {
+pub(crate) fn without_numbers(text: &str) -> String {
     let mut parts = text.split(" (os error ");
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {

@@ -186,6 +186,59 @@ fn a_kept_machine_takes_more_commands_until_it_is_removed() {
 }
 
 #[test]
+fn a_workspace_goes_in_and_its_changes_come_back() {
+    let directory = tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let read = |name: &str| std::fs::read_to_string(path(name)).ok();
+    for (name, content) in [("a", "old"), ("gone", "x"), ("out.o", "x"), (".gitignore", "*.o")] {
+        std::fs::write(path(name), content).unwrap();
+    }
+    Call::new(["-q", "run", "-w", ".", "--gitignore", "--sync-back"])
+        .arguments(["ls; printf new > a; rm gone; mkdir d; printf made > d/b; exit 3"])
+        .directory(directory.path())
+        .output()
+        .exits(3)
+        .prints("a\ngone\n");
+    assert_eq!(read("a").as_deref(), Some("new"));
+    assert_eq!(read("d/b").as_deref(), Some("made"));
+    assert_eq!(read("gone"), None);
+    assert_eq!(read("out.o").as_deref(), Some("x"));
+}
+
+#[test]
+fn results_come_out_into_a_new_directory() {
+    let directory = tempdir().unwrap();
+    let out = directory.path().join("results");
+    sandforge(["-q", "run", "--out", out.to_str().unwrap(), "echo made > it"]).exits(0);
+    assert_eq!(std::fs::read(out.join("it")).unwrap(), b"made\n");
+}
+
+#[test]
+fn results_that_would_leave_the_directory_change_nothing() {
+    let directory = tempdir().unwrap();
+    let out = directory.path().join("results");
+    sandforge(["-q", "run", "--out", out.to_str().unwrap(), "echo x > it; ln -s /etc/passwd link"])
+        .exits(125)
+        .says("the symbolic link 'link' to '/etc/passwd' leads out of the directory")
+        .says("the command's own exit status was 0");
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_mount_that_is_read_only_cannot_be_written() {
+    let directory = tempdir().unwrap();
+    std::fs::write(directory.path().join("file"), "content\n").unwrap();
+    Call::new(["-q", "run", "--mount", "file:/data/file:ro", "--mount", ".:/data/all"])
+        .arguments([
+            "cat /data/file; touch /data/file 2>/dev/null || touch /data/all/new && echo ok",
+        ])
+        .directory(directory.path())
+        .output()
+        .exits(0)
+        .prints("content\nok\n");
+}
+
+#[test]
 fn escapes_are_shown_on_a_terminal_and_not_obeyed() {
     let line = r"printf '\033]0;title\007 \033[31mred\033[2J \233\n'";
     let mut terminal = Terminal::open(&["-q", "run", line]);

@@ -1,9 +1,11 @@
 //! `sandforge doctor`.
 
-use clap::Args;
-use supervisor::Doctor;
+use std::fmt::Write as _;
 
-use crate::failure::Failure;
+use clap::Args;
+use serde_json::Value;
+
+use crate::failure::{Failure, without_numbers};
 use crate::filter;
 
 /// Say what this computer can run, and what is missing
@@ -23,12 +25,108 @@ impl DoctorArgs {
         if self.json {
             super::print_json(&doctor)?;
         } else {
-            super::print(&filter::plain(&described(&doctor)))?;
+            let report = serde_json::to_value(&doctor).expect("our own types are plain JSON");
+            let text = described(&report, doctor.usable());
+            super::print(&filter::plain(&without_numbers(&text)))?;
         }
         Ok(u8::from(!doctor.usable()))
     }
 }
 
-fn described(_: &Doctor) -> String {
-    String::new() // PENDING
+/// The report in words: the same that `--json` has, so that neither knows more.
+fn described(report: &Value, usable: bool) -> String {
+    let mut lines = Vec::new();
+    for engine in items(&report["engines"]) {
+        let name = format!("engine {}", text(&engine["name"]));
+        let isolation = text(&engine["isolation"]);
+        if engine["verdict"] == "usable" {
+            lines.push(("ok", name, format!("{isolation}; {}", text(&engine["monitor"]))));
+            for layer in items(&engine["confinement"]) {
+                lines.push(("", "  confined by".into(), text(layer)));
+            }
+            for note in items(&engine["notes"]) {
+                lines.push(("", "  weaker".into(), text(note)));
+            }
+        } else {
+            lines.push(("MISSING", name, text(&engine["reason"])));
+        }
+    }
+    lines.push(("", "/dev/kvm".into(), text(&report["kvm"])));
+    for name in ["kernel", "image"] {
+        let mark = if report[name]["ok"] == true { "ok" } else { "MISSING" };
+        lines.push((mark, name.into(), text(&report[name]["detail"])));
+    }
+    lines.push(("", "cpus".into(), text(&report["cpus"])));
+    for (name, key) in [("free memory", "memory_available_mb"), ("free disk", "disk_free_mb")] {
+        lines.push(("", name.into(), format!("{} MiB", text(&report[key]))));
+    }
+
+    let mut out = format!("sandforge {}\n\n", text(&report["version"]));
+    for (mark, name, detail) in lines {
+        writeln!(out, "{mark:7} {name:13} {detail}").expect("a string takes everything");
+    }
+    let advice = items(&report["advice"]);
+    if !advice.is_empty() {
+        out.push_str("\nWhat to do:\n");
+        for advice in advice {
+            writeln!(out, "  - {}", text(advice)).expect("a string takes everything");
+        }
+    }
+    out.push_str(if usable {
+        "\nReady: sandforge run \"uname -a\"\n"
+    } else {
+        "\nNothing can run here yet.\n"
+    });
+    out
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "unknown".into(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn report(engine: &Value) -> Value {
+        json!({
+            "version": "1", "engines": [engine], "kvm": "there is no /dev/kvm",
+            "kernel": {"ok": true, "detail": "abc"}, "image": {"ok": false, "detail": "not built"},
+            "disk_free_mb": null, "memory_available_mb": 2048, "cpus": 2, "advice": ["do this"],
+        })
+    }
+
+    #[test]
+    fn an_engine_that_runs_tells_what_confines_it() {
+        let engine = json!({
+            "name": "qemu", "isolation": "emulated", "verdict": "usable", "monitor": "QEMU 7",
+            "confinement": ["landlock"], "notes": ["no namespaces"],
+        });
+        let text = described(&report(&engine), true);
+        assert!(text.contains("ok      engine qemu   emulated; QEMU 7\n"), "{text}");
+        assert!(text.contains("confined by landlock\n"), "{text}");
+        assert!(text.contains("weaker      no namespaces\n"), "{text}");
+        assert!(text.contains("free disk     unknown MiB\n"), "{text}");
+        assert!(text.ends_with("Ready: sandforge run \"uname -a\"\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_missing_comes_with_what_to_do() {
+        let engine = json!({"name": "qemu", "isolation": "emulated", "verdict": "unusable",
+            "reason": "it is not on PATH", "remedy": "do this"});
+        let text = described(&report(&engine), false);
+        assert!(text.contains("MISSING engine qemu   it is not on PATH\n"), "{text}");
+        assert!(text.contains("MISSING image         not built\n"), "{text}");
+        assert!(text.contains("What to do:\n  - do this\n"), "{text}");
+        assert!(text.ends_with("Nothing can run here yet.\n"), "{text}");
+    }
 }

@@ -52,8 +52,9 @@ async fn run(name: &str, task: Task, context: &Context) -> Result<u8, Failure> {
     let mut signals = catch_signals()?;
     let mut line = Line::new(context.verbosity);
     let supervisor = super::supervisor()?;
-    let mut sandbox =
-        unless(&mut signals, supervisor.attach(name)).await?.map_err(super::supervisor_failure)?;
+    let mut sandbox = unless(&mut signals, supervisor.attach(name))
+        .await?
+        .map_err(|error| super::supervisor_failure(&error))?;
     let begun = Instant::now();
     let mut sinks = task.sinks()?;
     let ran = session::run(sandbox.guest(), &task.exec, &mut sinks, &mut signals).await;

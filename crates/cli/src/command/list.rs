@@ -18,7 +18,8 @@ pub(crate) struct ListArgs {
 
 impl ListArgs {
     pub(crate) fn run(&self) -> Result<u8, Failure> {
-        let kept = super::supervisor()?.kept().map_err(super::supervisor_failure)?;
+        let kept =
+            super::supervisor()?.kept().map_err(|error| super::supervisor_failure(&error))?;
         if self.json {
             super::print_json(&kept)?;
             return Ok(0);

@@ -85,10 +85,10 @@ fn supervisor() -> Result<Supervisor, Failure> {
     // The link in /proc is the program that runs, whatever lies at its path meanwhile.
     let launcher =
         Launcher { program: "/proc/self/exe".into(), arguments: vec![crate::LAUNCH.into()] };
-    Supervisor::new(launcher).map_err(supervisor_failure)
+    Supervisor::new(launcher).map_err(|error| supervisor_failure(&error))
 }
 
-fn supervisor_failure(error: supervisor::Error) -> Failure {
+fn supervisor_failure(error: &supervisor::Error) -> Failure {
     use supervisor::ErrorKind;
     let kind = match error.kind() {
         ErrorKind::Usage => Kind::Usage,
@@ -97,7 +97,7 @@ fn supervisor_failure(error: supervisor::Error) -> Failure {
         ErrorKind::Policy => Kind::Denied,
         ErrorKind::Failed => Kind::Failed,
     };
-    Failure::from_error(kind, &error)
+    Failure::from_error(kind, error)
 }
 
 /// Drives one piece of work on this thread. Work on other threads is not waited for when it is

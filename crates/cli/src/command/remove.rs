@@ -17,7 +17,7 @@ impl RemoveArgs {
         let supervisor = super::supervisor()?;
         super::block_on(async {
             for name in &self.names {
-                supervisor.remove(name).await.map_err(super::supervisor_failure)?;
+                supervisor.remove(name).await.map_err(|error| super::supervisor_failure(&error))?;
             }
             Ok(0)
         })

@@ -117,7 +117,10 @@ struct FileArgs {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// Copy /workspace back over the directory of -w when the command has ended
+    /// Take the changes in /workspace over into the directory of -w when the command has ended
+    ///
+    /// What you changed meanwhile, and what git would run (hooks, configuration), stays as it is
+    /// and is told.
     #[arg(long, requires = "workspace", conflicts_with = "out")]
     sync_back: bool,
 }
@@ -255,7 +258,7 @@ async fn run(
     let supervisor = super::supervisor()?;
     let mut sandbox = unless(&mut signals, supervisor.create(spec, &mut line))
         .await?
-        .map_err(super::supervisor_failure)?;
+        .map_err(|error| super::supervisor_failure(&error))?;
 
     let mut timings = Timings::default();
     let done = in_sandbox(&mut sandbox, &files, &task, &mut line, &mut signals, &mut timings).await;
@@ -263,6 +266,7 @@ async fn run(
     let (id, name) = (sandbox.id().to_owned(), sandbox.name().to_owned());
     let (engine, isolation) = (sandbox.engine().to_owned(), sandbox.isolation().to_string());
     let up = *sandbox.timings();
+    // Even if its results could not be taken: they are still in there.
     let kept = keep && done.is_ok();
     if kept {
         sandbox.leave();
@@ -273,10 +277,10 @@ async fn run(
             timings.teardown_ms = teardown.teardown_ms;
         }
         if done.is_ok() {
-            teardown?.map_err(super::supervisor_failure)?;
+            teardown?.map_err(|error| super::supervisor_failure(&error))?;
         }
     }
-    let Done { reply, digest, sinks } = done?;
+    let Done { reply, digest, sinks, collected } = done?;
     let Some(reply) = reply else {
         return Ok(exit::of_signal(exit::PIPE));
     };
@@ -292,6 +296,13 @@ async fn run(
     tell(&mut line, &task, &reply);
     if kept {
         line.notice(&format!("{name} is kept: sandforge exec {name} COMMAND, sandforge rm {name}"));
+    }
+    if let Err(mut failure) = collected {
+        failure.causes.push(format!("the command's own exit status was {}", exit.code));
+        return Err(failure.help(match kept {
+            true => format!("the files are still in the machine: sandforge exec {name}"),
+            false => "with --keep the machine stays, and what is in it".into(),
+        }));
     }
     if context.verbosity == Verbosity::Verbose {
         line.notice(&digest);
@@ -323,6 +334,8 @@ struct Done {
     reply: Option<ExecReply>,
     digest: String,
     sinks: Sinks,
+    /// Whether what it left was brought out.
+    collected: Result<(), Failure>,
 }
 
 async fn in_sandbox(
@@ -345,7 +358,7 @@ async fn in_sandbox(
     let reply = match ending {
         Ending::Replied(reply) => reply,
         Ending::OutputClosed => {
-            return Ok(Done { reply: None, digest, sinks });
+            return Ok(Done { reply: None, digest, sinks, collected: Ok(()) });
         }
         Ending::Interrupted(signal) => return Err(Failure::interrupted(signal)),
         Ending::Overdue => return Err(overdue()),
@@ -353,21 +366,25 @@ async fn in_sandbox(
     };
 
     let begun = Instant::now();
-    unless(signals, copy_out(sandbox, files, line)).await??;
+    let collected =
+        unless(signals, copy_out(sandbox, files, line)).await.and_then(std::convert::identity);
     timings.collect_ms = milliseconds(begun.elapsed());
-    Ok(Done { reply: Some(reply), digest, sinks })
+    line.clear();
+    Ok(Done { reply: Some(reply), digest, sinks, collected })
 }
 
 async fn copy_in(sandbox: &Sandbox, files: &Files, line: &mut Line) -> Result<(), Failure> {
-    let options = CopyIn { gitignore: files.gitignore, read_only: false };
+    let for_sync_back = matches!(files.out, Some((_, CopyOut::SyncBack)));
+    let options = CopyIn { gitignore: files.gitignore, ..CopyIn::default() };
     if let Some(workspace) = &files.workspace {
+        let options = CopyIn { for_sync_back, ..options };
         let copied = sandbox.copy_in(workspace, WORKSPACE, options, line).await;
-        tell_held_back(line, &copied.map_err(super::supervisor_failure)?);
+        tell_held_back(line, &copied.map_err(|error| super::supervisor_failure(&error))?);
     }
     for Mount { host, guest, read_only } in &files.mounts {
         let options = CopyIn { read_only: *read_only, ..options };
         let copied = sandbox.copy_in(host, guest, options, line).await;
-        tell_held_back(line, &copied.map_err(super::supervisor_failure)?);
+        tell_held_back(line, &copied.map_err(|error| super::supervisor_failure(&error))?);
     }
     Ok(())
 }
@@ -375,18 +392,18 @@ async fn copy_in(sandbox: &Sandbox, files: &Files, line: &mut Line) -> Result<()
 async fn copy_out(sandbox: &Sandbox, files: &Files, line: &mut Line) -> Result<(), Failure> {
     if let Some((directory, mode)) = &files.out {
         let copied = sandbox.copy_out(WORKSPACE, directory, *mode, line).await;
-        tell_held_back(line, &copied.map_err(super::supervisor_failure)?);
+        tell_held_back(line, &copied.map_err(|error| super::supervisor_failure(&error))?);
     }
     Ok(())
 }
 
 fn tell_held_back(line: &mut Line, summary: &CopySummary) {
     for what in summary.held_back.iter().take(MAX_HELD_BACK) {
-        line.notice(&format!("left out: {what}"));
+        line.notice(&format!("not copied: {what}"));
     }
     let more = summary.held_back.len().saturating_sub(MAX_HELD_BACK);
     if more > 0 {
-        line.notice(&format!("left out: {more} more"));
+        line.notice(&format!("not copied: {more} more"));
     }
 }
 
@@ -459,26 +476,3 @@ mod tests {
         }
     }
 }
-
-// PENDING
-trait Pending {
-    async fn copy_in(
-        &self,
-        _: &Path,
-        _: &str,
-        _: CopyIn,
-        _: &mut dyn Observer,
-    ) -> Result<CopySummary, supervisor::Error> {
-        Err(supervisor::Error::Request("this version cannot copy yet".into()))
-    }
-    async fn copy_out(
-        &self,
-        _: &str,
-        _: &Path,
-        _: CopyOut,
-        _: &mut dyn Observer,
-    ) -> Result<CopySummary, supervisor::Error> {
-        Err(supervisor::Error::Request("this version cannot copy yet".into()))
-    }
-}
-impl Pending for Sandbox {}

@@ -23,8 +23,7 @@ async fn attach(
     offset: u64,
     follow: bool,
 ) -> Result<(String, ExecReply), LinkError> {
-    let attach =
-        Attach { process: name.into(), stdout_offset: offset, stderr_offset: 0, follow };
+    let attach = Attach { process: name.into(), stdout_offset: offset, stderr_offset: 0, follow };
     let call = guest.guest().call(&attach)?;
     let out = call.output().read_to_end().await?;
     Ok((String::from_utf8(out).unwrap(), call.reply().await?))

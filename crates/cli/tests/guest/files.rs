@@ -52,9 +52,15 @@ fn trees_are_made_listed_moved_and_removed() {
     with_guest(async |guest| {
         let ask = guest.guest();
         let path = |path: &str| Text::from(path);
-        ask.ask(&Mkdir { path: path("/workspace/a/b"), parents: true, mode: 0o755, owner: None, user: None })
-            .await
-            .unwrap();
+        ask.ask(&Mkdir {
+            path: path("/workspace/a/b"),
+            parents: true,
+            mode: 0o755,
+            owner: None,
+            user: None,
+        })
+        .await
+        .unwrap();
         put(guest, &write("/workspace/a/b/file"), b"x").await.unwrap();
         let list = List { path: path("/workspace"), depth: 3, user: None };
         let lines = String::from_utf8(get(guest, &list).await.unwrap()).unwrap();
@@ -141,9 +147,12 @@ fn a_read_only_copy_is_not_the_task_s_to_change() {
     with_guest(async |guest| {
         sh(guest, "mkdir t && echo hi > t/f && chmod 666 t/f && tar -C t -cf in.tar .").await.ok();
         let archive = get(guest, &read("/workspace/in.tar")).await.unwrap();
-        let tar_in = TarIn { path: Text::from("/data"), read_only: true, user: Some("root".into()) };
+        let tar_in =
+            TarIn { path: Text::from("/data"), read_only: true, user: Some("root".into()) };
         put(guest, &tar_in, &archive).await.unwrap();
-        let out = sh(guest, "cat /data/f; echo no > /data/f; rm -f /data/f; touch /data/g; ls /data").await;
+        let out =
+            sh(guest, "cat /data/f; echo no > /data/f; rm -f /data/f; touch /data/g; ls /data")
+                .await;
         assert_eq!(out.stdout, "hi\nf\n", "{out:?}");
     });
 }
@@ -157,8 +166,16 @@ fn changes_are_watched() {
         let mut seen = Events::default();
         assert_eq!(seen.next(&output).await, WatchEvent::Ready);
         sh(guest, "mkdir deep && sleep 0.5 && echo x > deep/file && rm deep/file").await.ok();
-        seen.until(&output, |e| matches!(e, WatchEvent::Created { path } if path == &Text::from("deep"))).await;
-        seen.until(&output, |e| matches!(e, WatchEvent::Removed { path } if path == &Text::from("deep/file"))).await;
+        seen.until(
+            &output,
+            |e| matches!(e, WatchEvent::Created { path } if path == &Text::from("deep")),
+        )
+        .await;
+        seen.until(
+            &output,
+            |e| matches!(e, WatchEvent::Removed { path } if path == &Text::from("deep/file")),
+        )
+        .await;
         input.finish();
         call.reply().await.unwrap();
     });

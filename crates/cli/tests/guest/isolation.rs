@@ -46,7 +46,8 @@ fn a_task_sees_its_own_processes_alone() {
 #[test]
 fn a_task_s_tmp_is_its_own() {
     with_guest(async |guest| {
-        let mut other = shell("echo private > /tmp/secret; echo ready > /workspace/ready; sleep 300");
+        let mut other =
+            shell("echo private > /tmp/secret; echo ready > /workspace/ready; sleep 300");
         other.process = "other".into();
         other.detach = true;
         guest.guest().ask(&other).await.unwrap();
@@ -150,7 +151,8 @@ fn a_task_beyond_the_guest_s_memory_leaves_the_agent_alive() {
     with_guest(async |guest| {
         let ran = sh(guest, "python3 -c 'x = bytearray(2000 << 20)'").await;
         assert!(
-            matches!(ran.outcome, Outcome::OutOfMemory { .. }) || ran.stderr.contains("MemoryError"),
+            matches!(ran.outcome, Outcome::OutOfMemory { .. })
+                || ran.stderr.contains("MemoryError"),
             "{ran:?}"
         );
         let ran = sh(guest, "head -c 2000000000 /dev/zero > /workspace/big").await;
@@ -196,8 +198,10 @@ fn there_is_no_network_but_loopback() {
         assert_eq!(out, "lo\n");
         let code = "import socket; socket.create_connection(('192.0.2.1', 80), 5)";
         python_fails_with(guest, code, "Error").await;
-        for exec in both("ip link set lo down || python3 -c 'import socket; \
-                          socket.socket(socket.AF_PACKET, socket.SOCK_RAW)'") {
+        for exec in both(
+            "ip link set lo down || python3 -c 'import socket; \
+                          socket.socket(socket.AF_PACKET, socket.SOCK_RAW)'",
+        ) {
             assert_ne!(run(guest, exec).await.code(), Some(0));
         }
     });

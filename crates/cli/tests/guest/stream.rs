@@ -83,7 +83,8 @@ fn an_echo_through_the_guest_is_faithful() {
         cat.stdin = true;
         let process = guest.guest().exec(&cat).unwrap();
         let (input, out) = (process.stdin(), process.stdout());
-        let sent: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let sent: Vec<u8> =
+            (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let writing = async {
             for chunk in sent.chunks(77_777) {
                 input.write(chunk).await.unwrap();

@@ -114,7 +114,11 @@ pub(crate) async fn sh(sandbox: &Sandbox, line: &str) -> Ran {
 }
 
 /// Feeds an operation and waits for its reply.
-pub(crate) async fn put<O>(sandbox: &Sandbox, operation: &O, bytes: &[u8]) -> Result<O::Reply, LinkError>
+pub(crate) async fn put<O>(
+    sandbox: &Sandbox,
+    operation: &O,
+    bytes: &[u8],
+) -> Result<O::Reply, LinkError>
 where
     O: Operation,
 {

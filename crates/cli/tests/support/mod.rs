@@ -33,6 +33,15 @@ impl Call {
         Self { command, stdin: None, private: None }
     }
 
+    /// With more arguments.
+    pub(crate) fn arguments<A: AsRef<OsStr>>(
+        mut self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
     /// With this variable in Sandforge's own environment.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
