@@ -54,6 +54,9 @@ fn build_agent(root: &Path, target_dir: &Path) -> Result<PathBuf, Box<dyn Error>
     let flags = [
         "-Ctarget-feature=+crt-static".to_owned(),
         "-Crelocation-model=static".to_owned(),
+        // An emulator runs vector instructions one element at a time: a signature is verified in
+        // 0.6 ms by this one, in 3.5 by the vector code.
+        "--cfg=curve25519_dalek_backend=\"serial\"".to_owned(),
         // Messages of panics name files; they need not name this machine's directories.
         format!("--remap-path-prefix={}=sandforge", root.display()),
         format!("--remap-path-prefix={cargo_home}/registry/src=crates"),
