@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -171,6 +171,61 @@ fn an_interrupt_before_the_command_runs_is_enough() {
 }
 
 #[test]
+fn a_secret_is_in_no_process_file_or_message_of_ours() {
+    // Put together here, so that no file or command line of the test has it.
+    let canary = format!("{}-{}", "canary", std::process::id());
+    let home = tempdir().unwrap();
+    let report = home.path().join("report.json");
+    let mut child = Call::new(["-v", "run", "--keep", "--name", "box", "-e", "TOKEN", "-i"])
+        .arguments(["--json-file", report.to_str().unwrap(), "echo begun; read go"])
+        .env("TOKEN", &canary)
+        .env("XDG_RUNTIME_DIR", home.path())
+        .open_stdin()
+        .spawn();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+
+    for process in descendants(child.id()) {
+        for file in ["cmdline", "environ"] {
+            let path = format!("/proc/{process}/{file}");
+            assert!(!contains(&std::fs::read(&path).unwrap_or_default(), &canary), "{path}");
+        }
+    }
+    let own = std::fs::read(format!("/proc/{}/cmdline", child.id())).unwrap();
+    assert!(!contains(&own, &canary));
+
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(ended(&mut child), Some(0), "{said}");
+    assert!(!said.contains(&canary), "{said}");
+    for file in files(home.path()) {
+        assert!(!contains(&std::fs::read(&file).unwrap_or_default(), &canary), "{file:?}");
+    }
+    Call::new(["rm", "box"]).env("XDG_RUNTIME_DIR", home.path()).output().exits(0);
+}
+
+#[test]
+fn a_killed_sandforge_leaves_nothing_behind() {
+    let temporary = tempdir().unwrap();
+    let mut child = Call::new(["-q", "run", "echo begun; sleep 1000"])
+        .env("TMPDIR", temporary.path())
+        .env("XDG_RUNTIME_DIR", temporary.path())
+        .spawn();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    let processes = descendants(child.id());
+    assert!(!processes.is_empty());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let begun = Instant::now();
+    while processes.iter().any(|process| is_running(*process)) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{processes:?} go on");
+        thread::sleep(Duration::from_millis(10));
+    }
+    // A directory that a kept machine would be in may stay, empty.
+    assert_eq!(files(temporary.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
 fn a_kept_machine_takes_more_commands_until_it_is_removed() {
     let home = tempdir().unwrap();
     // The cache that everyone has, with the image in it; kept machines of our own.
@@ -280,6 +335,47 @@ fn started(arguments: &[&str]) -> Child {
     child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     assert_eq!(&first, b"begun\n");
     child
+}
+
+/// The processes that it started, and those that these did.
+fn descendants(process: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut parents = vec![process];
+    while let Some(parent) = parents.pop() {
+        for task in
+            std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten()
+        {
+            let children = std::fs::read_to_string(task.path().join("children"));
+            let children = children.unwrap_or_default();
+            for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
+                parents.push(child);
+                found.push(child);
+            }
+        }
+    }
+    found
+}
+
+/// Neither gone nor waiting for whoever started it.
+fn is_running(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// All files and sockets below a directory.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(files(&entry.path())),
+            _ => found.push(entry.path()),
+        }
+    }
+    found
 }
 
 fn signal(child: &Child, signal: Signal) {

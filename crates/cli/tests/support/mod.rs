@@ -20,6 +20,8 @@ pub(crate) fn sandforge<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>)
 pub(crate) struct Call {
     command: Command,
     stdin: Option<Vec<u8>>,
+    /// The caller of [`Self::spawn`] writes to stdin.
+    open_stdin: bool,
     private: Option<TempDir>,
 }
 
@@ -30,7 +32,7 @@ impl Call {
         for variable in ["SANDFORGE_IMAGE", "SANDFORGE_ENGINE", "SANDFORGE_MIN_ISOLATION"] {
             command.env_remove(variable);
         }
-        Self { command, stdin: None, private: None }
+        Self { command, stdin: None, open_stdin: false, private: None }
     }
 
     /// With more arguments.
@@ -51,6 +53,12 @@ impl Call {
     /// With these bytes on stdin, from a pipe.
     pub(crate) fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// With a pipe as stdin that the caller gets.
+    pub(crate) fn open_stdin(mut self) -> Self {
+        self.open_stdin = true;
         self
     }
 
@@ -79,10 +87,12 @@ impl Call {
     /// Starts it and leaves it to the caller.
     pub(crate) fn spawn(mut self) -> Child {
         assert!(self.private.is_none(), "a private directory would not outlive this");
-        let stdin = if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+        let piped = self.open_stdin || self.stdin.is_some();
+        let stdin = if piped { Stdio::piped() } else { Stdio::null() };
         self.command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().unwrap();
-        if let (Some(bytes), Some(mut stdin)) = (self.stdin, child.stdin.take()) {
+        if let Some(bytes) = self.stdin {
+            let mut stdin = child.stdin.take().expect("it is a pipe");
             thread::spawn(move || {
                 // It may end without reading all.
                 let _ = stdin.write_all(&bytes);
