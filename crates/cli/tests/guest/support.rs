@@ -23,11 +23,11 @@ pub(crate) fn with_spec(spec: SandboxSpec, test: impl AsyncFnOnce(&Sandbox)) {
 }
 
 pub(crate) fn supervisor() -> Supervisor {
-    Supervisor::new(Launcher {
-        program: env!("CARGO_BIN_EXE_sandforge").into(),
-        arguments: vec!["__launch".into()],
-    })
-    .expect("an image store")
+    Supervisor::new(launcher()).expect("an image store")
+}
+
+pub(crate) fn launcher() -> Launcher {
+    Launcher { program: env!("CARGO_BIN_EXE_sandforge").into(), arguments: vec!["__launch".into()] }
 }
 
 /// What a command came to.

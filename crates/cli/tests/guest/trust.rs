@@ -1,11 +1,17 @@
 //! What the agent accepts, and from whom.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use engine::{Attachment, BootSpec, Carrier, Machine, RootDisk, SandboxBackend as _};
 use supervisor::SandboxSpec;
-use supervisor::wire::op::{GuestInfo, Info};
+use supervisor::wire::connection::{Connection, Event, Side};
+use supervisor::wire::envelope::{Sealer, SigningKey, key_to_hex};
+use supervisor::wire::frame::StreamId;
+use supervisor::wire::handshake::{Hello, Scanner, knock};
+use supervisor::wire::op::{Clock, ErrorCode, GuestInfo, Info, OpError, Operation, Processes};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::support::{env, run, sh, shell, supervisor, with_guest};
+use crate::support::{env, launcher, run, sh, shell, supervisor, with_guest};
 
 #[test]
 fn the_guest_says_what_it_is() {
@@ -77,4 +83,161 @@ fn a_request_for_more_isolation_than_there_is_is_refused_before_a_boot() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let error = runtime.block_on(supervisor().create(spec, &mut ())).unwrap_err();
     assert_eq!(error.kind(), supervisor::ErrorKind::Policy, "{error}");
+}
+
+/// A machine without anything of ours on the host's side, and what speaks to its agent raw.
+struct Raw {
+    // Ends the machine when it is dropped.
+    _machine: Box<dyn Machine>,
+    carrier: Box<dyn Carrier>,
+    connection: Connection,
+    hello: Hello,
+}
+
+impl Raw {
+    async fn boot(key: &SigningKey) -> Self {
+        let store = image::Store::open_default().unwrap();
+        let root = store.resolve(&image::ImageRef::Name("base".into()), &mut ()).unwrap();
+        let assets = image::boot::assets(&store, &image::boot::Kernel::Ours, &mut ()).unwrap();
+        let spec = BootSpec {
+            sandbox: "sb-raw".into(),
+            cpus: 1,
+            memory_mb: 256,
+            kernel: assets.kernel,
+            initramfs: assets.initramfs,
+            root: RootDisk { file: root.file, file_system: root.fs.as_str() },
+            agent_arguments: vec![
+                "sandforge.id=sb-raw".into(),
+                format!("sandforge.key={}", key_to_hex(&key.verifying_key())),
+            ],
+            attachment: Attachment::Owned,
+            console: false,
+        };
+        let mut machine = engine_qemu::Qemu::new(launcher()).boot(spec).await.unwrap();
+        let mut carrier = machine.carrier().unwrap();
+        let (connection, hello) = greet(&mut carrier).await;
+        Self { _machine: machine, carrier, connection, hello }
+    }
+
+    /// Sends an envelope; the agent's reply or refusal.
+    async fn send(&mut self, envelope: &[u8]) -> Result<Vec<u8>, OpError> {
+        let id = self.connection.open(envelope.to_vec().into()).unwrap();
+        self.transmit().await;
+        loop {
+            if let Some(end) = self.end_of(id) {
+                return end;
+            }
+            self.receive().await;
+        }
+    }
+
+    fn end_of(&mut self, id: StreamId) -> Option<Result<Vec<u8>, OpError>> {
+        std::iter::from_fn(|| self.connection.poll_event()).find_map(|event| match event {
+            Event::Closed(stream, reply) if stream == id => Some(Ok(reply)),
+            Event::Reset(stream, error) if stream == id => Some(Err(error)),
+            _ => None,
+        })
+    }
+
+    async fn transmit(&mut self) {
+        let mut out = Default::default();
+        self.connection.transmit(&mut out, usize::MAX);
+        self.carrier.write_all(&out).await.unwrap();
+    }
+
+    async fn receive(&mut self) {
+        let mut bytes = vec![0; 4096];
+        let count = self.carrier.read(&mut bytes).await.unwrap();
+        assert!(count > 0, "the machine ended");
+        self.connection.receive(&bytes[..count]).unwrap();
+    }
+}
+
+async fn greet(carrier: &mut Box<dyn Carrier>) -> (Connection, Hello) {
+    let nonce = [7; 16];
+    carrier.write_all(&knock(&nonce)).await.unwrap();
+    let mut scanner = Scanner::echo_of(nonce);
+    let hello = serde_json::to_vec(&Hello::new("test", 0)).unwrap();
+    let mut connection = Connection::new(Side::Host, hello);
+    let mut bytes = vec![0; 4096];
+    let rest = loop {
+        let count = carrier.read(&mut bytes).await.unwrap();
+        assert!(count > 0, "the machine ended");
+        if let Some((_, used)) = scanner.scan(&bytes[..count]) {
+            break bytes[used..count].to_vec();
+        }
+    };
+    connection.receive(&rest).unwrap();
+    let mut out = Default::default();
+    connection.transmit(&mut out, usize::MAX);
+    carrier.write_all(&out).await.unwrap();
+    loop {
+        if let Some(Event::Hello(hello)) = connection.poll_event() {
+            return (connection, serde_json::from_slice(&hello).unwrap());
+        }
+        let count = carrier.read(&mut bytes).await.unwrap();
+        connection.receive(&bytes[..count]).unwrap();
+    }
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap()
+}
+
+fn seal<O: Operation>(sealer: &mut Sealer, operation: &O, expires_ms: u64) -> Vec<u8> {
+    sealer.seal(operation, expires_ms, &[1; 16]).unwrap().0.to_vec()
+}
+
+#[tokio::test]
+async fn the_agent_does_only_what_was_signed_for_it_once_and_in_time() {
+    let key = SigningKey::from_bytes(&[3; 32]);
+    let mut guest = Raw::boot(&key).await;
+    assert_eq!(guest.hello.sequence, 0);
+    let later = now_ms() + 60_000;
+    let mut ours = Sealer::new(key.clone(), "sb-raw", 0);
+
+    // Another's signature, another sandbox's operation, no operation at all.
+    let mut stranger = Sealer::new(SigningKey::from_bytes(&[4; 32]), "sb-raw", 100);
+    let forged = seal(&mut stranger, &Info {}, later);
+    assert_eq!(guest.send(&forged).await.unwrap_err().code, ErrorCode::BadSignature);
+    let mut elsewhere = Sealer::new(key.clone(), "sb-other", 100);
+    let misdirected = seal(&mut elsewhere, &Info {}, later);
+    assert_eq!(guest.send(&misdirected).await.unwrap_err().code, ErrorCode::WrongSandbox);
+    assert_eq!(guest.send(b"{}").await.unwrap_err().code, ErrorCode::Invalid);
+
+    // Nothing runs before the guest has time and randomness.
+    let early = seal(&mut ours, &Processes {}, later);
+    assert_eq!(guest.send(&early).await.unwrap_err().code, ErrorCode::NotReady);
+
+    let clock = Clock { unix_ns: now_ms() * 1_000_000 };
+    let clock = seal(&mut ours, &clock, later);
+    guest.send(&clock).await.unwrap();
+    assert_eq!(guest.send(&clock).await.unwrap_err().code, ErrorCode::Replayed);
+    let late = seal(&mut ours, &Info {}, now_ms() - 1000);
+    assert_eq!(guest.send(&late).await.unwrap_err().code, ErrorCode::Expired);
+    let fine = seal(&mut ours, &Info {}, later);
+    guest.send(&fine).await.unwrap();
+
+    // One byte of it changed.
+    let mut changed = seal(&mut ours, &Info {}, later);
+    let position = changed.windows(4).position(|w| w == b"info").unwrap();
+    changed[position..position + 4].copy_from_slice(b"exec");
+    assert_eq!(guest.send(&changed).await.unwrap_err().code, ErrorCode::BadSignature);
+}
+
+#[tokio::test]
+async fn a_host_that_takes_over_is_heard_and_goes_on_above_the_last_number() {
+    let key = SigningKey::from_bytes(&[5; 32]);
+    let mut guest = Raw::boot(&key).await;
+    let mut ours = Sealer::new(key, "sb-raw", 0);
+    let info = seal(&mut ours, &Info {}, now_ms() + 60_000);
+    guest.send(&info).await.unwrap();
+    // The host before this one died in the middle of a frame.
+    guest.carrier.write_all(&[0, 0, 0x10, 0, 3, 0, 0, 0, 1]).await.unwrap();
+    guest.carrier.write_all(&[0xff; 8192]).await.unwrap();
+    let (connection, hello) = greet(&mut guest.carrier).await;
+    guest.connection = connection;
+    assert_eq!(hello.sequence, 1);
+    assert_eq!(guest.send(&info).await.unwrap_err().code, ErrorCode::Replayed);
 }
