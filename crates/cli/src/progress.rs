@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, stderr};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use supervisor::{Observer, Phase, Step};
 
 use crate::filter;
 use crate::units::readable;
@@ -98,6 +99,21 @@ impl Line {
             (done, None) => format!("{label}: {}", readable(done)),
             (done, Some(total)) => format!("{label}: {} of {}", readable(done), readable(total)),
         });
+    }
+}
+
+impl Observer for Line {
+    fn step(&mut self, step: Step) {
+        match step.phase {
+            Phase::Prepare(stage) => self.long(stage.label(), step.done, step.total),
+            Phase::Boot => self.brief("starting the machine"),
+            Phase::CopyIn => self.bytes("copying in", step.done, step.total),
+            Phase::CopyOut => self.bytes("copying out", step.done, step.total),
+        }
+    }
+
+    fn notice(&mut self, line: &str) {
+        Self::notice(self, line);
     }
 }
 

@@ -1,5 +1,7 @@
 //! What `--json` and `--json-file` say about a run.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Serialize, Serializer};
@@ -76,6 +78,11 @@ impl Timings {
             ("total", self.total_ms),
         ]
     }
+}
+
+/// Microseconds are as fine as these figures are good for.
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// The command's output, as far as it was kept.

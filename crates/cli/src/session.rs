@@ -5,11 +5,12 @@ use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
-use supervisor::{Guest, LinkError, Process};
+use supervisor::{Guest, LinkError, Process, Sandbox};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use wire::op::{Exec, ExecReply, Operation, Resize, Signal};
 
+use crate::exit;
 use crate::failure::{Failure, Kind};
 use crate::input;
 use crate::output::{self, Sink};
@@ -18,6 +19,9 @@ use crate::terminal::{self, Escape, RawMode};
 
 /// How much longer than the guest's own KILL we wait before we call the guest dead.
 const OVERDUE: Duration = Duration::from_secs(10);
+
+/// How long a machine that is gone may take to say why.
+const OBITUARY: Duration = Duration::from_secs(2);
 
 /// Where the command's output goes.
 #[derive(Debug)]
@@ -39,6 +43,29 @@ pub(crate) enum Ending {
     Overdue,
     /// The connection broke.
     GuestGone(LinkError),
+}
+
+impl Ending {
+    /// The guest's reply, or nothing where nobody reads our output any more; any other end is a
+    /// failure.
+    pub(crate) async fn reply(self, sandbox: &mut Sandbox) -> Result<Option<ExecReply>, Failure> {
+        match self {
+            Self::Replied(reply) => Ok(Some(reply)),
+            Self::OutputClosed => Ok(None),
+            Self::Interrupted(signal) => Err(Failure::interrupted(signal)),
+            Self::Overdue => Err(Failure {
+                status: Some(exit::TIMED_OUT),
+                ..Failure::failed("timed out, and the machine did not answer any more")
+            }),
+            Self::GuestGone(error) => {
+                // The machine knows more than the broken connection.
+                let told = tokio::time::timeout(OBITUARY, sandbox.ended()).await;
+                let why = told.unwrap_or_else(|_| error.to_string());
+                Err(Failure::failed(format!("the machine ended before the command did: {why}"))
+                    .help("it may have run out of memory: try --memory; --console shows its kernel's messages"))
+            }
+        }
+    }
 }
 
 enum Broken {

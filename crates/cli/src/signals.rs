@@ -1,8 +1,8 @@
 //! Signals that ask us to end.
 
-use std::io;
-
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::failure::Failure;
 
 /// SIGINT, SIGTERM, SIGHUP and SIGQUIT, caught from the first moment on: a machine is taken down
 /// in order whenever they come.
@@ -15,13 +15,28 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    pub(crate) fn catch() -> io::Result<Self> {
+    pub(crate) fn catch() -> Result<Self, Failure> {
+        let catch = |kind| {
+            signal(kind).map_err(|error| Failure::failed("cannot catch signals").because(&error))
+        };
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-            quit: signal(SignalKind::quit())?,
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+            hangup: catch(SignalKind::hangup())?,
+            quit: catch(SignalKind::quit())?,
         })
+    }
+
+    /// The work's result, unless one comes first: the work is dropped then.
+    pub(crate) async fn unless_asked<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            signal = self.next() => Err(Failure::interrupted(signal)),
+        }
     }
 
     /// The number of the next one.

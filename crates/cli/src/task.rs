@@ -9,15 +9,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use wire::op::{Command, Exec, Limits, Outcome, WindowSize};
+use wire::op::{Command, Exec, ExecReply, Limits, Outcome, WindowSize};
 use wire::text::{NulError, Text};
 
 use crate::env::EnvArgs;
 use crate::failure::Failure;
 use crate::output::{Capture, Sink, Stream};
+use crate::progress::Line;
 use crate::report::{Captured, Report};
 use crate::session::Sinks;
-use crate::{input, terminal, units};
+use crate::{filter, input, terminal, units};
 
 /// Between TERM and KILL when the time is up.
 const KILL_GRACE: Duration = Duration::from_secs(5);
@@ -202,9 +203,16 @@ impl Task {
         })
     }
 
-    /// Whether our own stdout is for the report alone.
-    pub(crate) fn is_quiet(&self) -> bool {
-        matches!(self.reporting, Reporting::Stdout(_))
+    /// Says what [`remark`] does, unless the report is all that stdout is for.
+    pub(crate) fn tell(&self, line: &mut Line, reply: &ExecReply) {
+        if matches!(self.reporting, Reporting::Stdout(_)) {
+            return;
+        }
+        if let Some(remark) = remark(&reply.outcome, &self.exec) {
+            // Not a notice: it is the reason for the exit status, so -q does not hide it.
+            line.clear();
+            eprintln!("sandforge: {}", filter::plain(&remark));
+        }
     }
 }
 
@@ -239,7 +247,7 @@ fn write(mut to: impl io::Write, report: &Report) -> io::Result<()> {
 }
 
 /// What the user should be told of an end that the status alone does not explain.
-pub(crate) fn remark(outcome: &Outcome, exec: &Exec) -> Option<String> {
+fn remark(outcome: &Outcome, exec: &Exec) -> Option<String> {
     match outcome {
         Outcome::Running | Outcome::Exited { .. } | Outcome::Signaled { .. } => None,
         Outcome::TimedOut { signal } => {

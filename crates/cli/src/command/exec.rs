@@ -5,12 +5,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use clap::Args;
 
 use super::Context;
-use super::run::{catch_signals, gone, milliseconds, overdue, tell, unless};
 use crate::exit;
 use crate::failure::Failure;
 use crate::progress::Line;
-use crate::report::{Exit, Report, Timings};
-use crate::session::{self, Ending};
+use crate::report::{Exit, Report, Timings, milliseconds};
+use crate::session;
+use crate::signals::Signals;
 use crate::task::{Task, TaskArgs};
 
 /// Run a command in a machine that was kept
@@ -49,25 +49,22 @@ fn process_name() -> String {
 }
 
 async fn run(name: &str, task: Task, context: &Context) -> Result<u8, Failure> {
-    let mut signals = catch_signals()?;
+    let mut signals = Signals::catch()?;
     let mut line = Line::new(context.verbosity);
     let supervisor = super::supervisor()?;
-    let mut sandbox = unless(&mut signals, supervisor.attach(name))
+    let mut sandbox = signals
+        .unless_asked(supervisor.attach(name))
         .await?
         .map_err(|error| super::supervisor_failure(&error))?;
     let begun = Instant::now();
     let mut sinks = task.sinks()?;
-    let ran = session::run(sandbox.guest(), &task.exec, &mut sinks, &mut signals).await;
-    let (ending, digest) = ran?;
+    let (ending, digest) =
+        session::run(sandbox.guest(), &task.exec, &mut sinks, &mut signals).await?;
     let exec_ms = milliseconds(begun.elapsed());
-    let reply = match ending {
-        Ending::Replied(reply) => reply,
-        Ending::OutputClosed => return Ok(exit::of_signal(exit::PIPE)),
-        Ending::Interrupted(signal) => return Err(Failure::interrupted(signal)),
-        Ending::Overdue => return Err(overdue()),
-        Ending::GuestGone(error) => return Err(gone(&mut sandbox, &error).await),
+    let Some(reply) = ending.reply(&mut sandbox).await? else {
+        return Ok(exit::of_signal(exit::PIPE));
     };
-    tell(&mut line, &task, &reply);
+    task.tell(&mut line, &reply);
     let exit = Exit::of_outcome(&reply.outcome);
     let code = exit.code;
     let report = Report {

@@ -3,22 +3,20 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
-use supervisor::{
-    CopyIn, CopyOut, CopySummary, ImageRef, Isolation, Observer, Phase, Sandbox, SandboxSpec, Step,
-};
+use supervisor::{CopyIn, CopyOut, CopySummary, ImageRef, Isolation, Sandbox, SandboxSpec};
 use wire::op::ExecReply;
 
 use super::Context;
 use crate::exit;
 use crate::failure::Failure;
 use crate::progress::{Line, Verbosity};
-use crate::report::{Exit, Report, Timings};
-use crate::session::{self, Ending, Sinks};
+use crate::report::{Exit, Report, Timings, milliseconds};
+use crate::session::{self, Sinks};
 use crate::signals::Signals;
-use crate::task::{self, Task, TaskArgs};
+use crate::task::{Task, TaskArgs};
 use crate::units;
 
 /// Where `-w` copies to and results come from.
@@ -202,22 +200,6 @@ fn parse_mount(text: &OsString) -> Result<Mount, Failure> {
     Ok(Mount { host: host.into(), guest: format!("/{guest}"), read_only })
 }
 
-/// Shows what [`Supervisor`](supervisor::Supervisor) does.
-impl Observer for Line {
-    fn step(&mut self, step: Step) {
-        match step.phase {
-            Phase::Prepare(stage) => self.long(stage.label(), step.done, step.total),
-            Phase::Boot => self.brief("starting the machine"),
-            Phase::CopyIn => self.bytes("copying in", step.done, step.total),
-            Phase::CopyOut => self.bytes("copying out", step.done, step.total),
-        }
-    }
-
-    fn notice(&mut self, line: &str) {
-        Self::notice(self, line);
-    }
-}
-
 impl RunArgs {
     pub(crate) fn json(&self) -> bool {
         self.task.json()
@@ -252,11 +234,12 @@ async fn run(
     task: Task,
     context: &Context,
 ) -> Result<u8, Failure> {
-    let mut signals = catch_signals()?;
+    let mut signals = Signals::catch()?;
     let mut line = Line::new(context.verbosity);
     let keep = spec.keep;
     let supervisor = super::supervisor()?;
-    let mut sandbox = unless(&mut signals, supervisor.create(spec, &mut line))
+    let mut sandbox = signals
+        .unless_asked(supervisor.create(spec, &mut line))
         .await?
         .map_err(|error| super::supervisor_failure(&error))?;
 
@@ -272,7 +255,7 @@ async fn run(
         sandbox.leave();
     } else {
         // Whatever else went wrong is more interesting than how the machine was taken away.
-        let teardown = unless(&mut signals, sandbox.destroy()).await;
+        let teardown = signals.unless_asked(sandbox.destroy()).await;
         if let Ok(Ok(teardown)) = &teardown {
             timings.teardown_ms = teardown.teardown_ms;
         }
@@ -293,7 +276,7 @@ async fn run(
         total_ms: milliseconds(context.begun.elapsed()),
         ..timings
     };
-    tell(&mut line, &task, &reply);
+    task.tell(&mut line, &reply);
     if kept {
         line.notice(&format!("{name} is kept: sandforge exec {name} COMMAND, sandforge rm {name}"));
     }
@@ -347,7 +330,7 @@ async fn in_sandbox(
     timings: &mut Timings,
 ) -> Result<Done, Failure> {
     let begun = Instant::now();
-    unless(signals, copy_in(sandbox, files, line)).await??;
+    signals.unless_asked(copy_in(sandbox, files, line)).await??;
     timings.workspace_ms = milliseconds(begun.elapsed());
     line.clear();
 
@@ -355,19 +338,13 @@ async fn in_sandbox(
     let mut sinks = task.sinks()?;
     let (ending, digest) = session::run(sandbox.guest(), &task.exec, &mut sinks, signals).await?;
     timings.exec_ms = milliseconds(begun.elapsed());
-    let reply = match ending {
-        Ending::Replied(reply) => reply,
-        Ending::OutputClosed => {
-            return Ok(Done { reply: None, digest, sinks, collected: Ok(()) });
-        }
-        Ending::Interrupted(signal) => return Err(Failure::interrupted(signal)),
-        Ending::Overdue => return Err(overdue()),
-        Ending::GuestGone(error) => return Err(gone(sandbox, &error).await),
+    let Some(reply) = ending.reply(sandbox).await? else {
+        return Ok(Done { reply: None, digest, sinks, collected: Ok(()) });
     };
 
     let begun = Instant::now();
     let collected =
-        unless(signals, copy_out(sandbox, files, line)).await.and_then(std::convert::identity);
+        signals.unless_asked(copy_out(sandbox, files, line)).await.and_then(std::convert::identity);
     timings.collect_ms = milliseconds(begun.elapsed());
     line.clear();
     Ok(Done { reply: Some(reply), digest, sinks, collected })
@@ -405,51 +382,6 @@ fn tell_held_back(line: &mut Line, summary: &CopySummary) {
     if more > 0 {
         line.notice(&format!("not copied: {more} more"));
     }
-}
-
-/// What [`task::remark`] says, where the report does not.
-pub(super) fn tell(line: &mut Line, task: &Task, reply: &ExecReply) {
-    if task.is_quiet() {
-        return;
-    }
-    if let Some(remark) = task::remark(&reply.outcome, &task.exec) {
-        // Not a notice: it is the reason for the exit status, so -q does not hide it.
-        line.clear();
-        eprintln!("sandforge: {}", crate::filter::plain(&remark));
-    }
-}
-
-pub(super) fn overdue() -> Failure {
-    let status = Some(exit::TIMED_OUT);
-    Failure { status, ..Failure::failed("timed out, and the machine did not answer any more") }
-}
-
-/// Why the guest went away: the machine knows more than the broken connection.
-pub(super) async fn gone(sandbox: &mut Sandbox, error: &supervisor::LinkError) -> Failure {
-    let told = tokio::time::timeout(Duration::from_secs(2), sandbox.ended()).await;
-    let why = told.unwrap_or_else(|_| error.to_string());
-    Failure::failed(format!("the machine ended before the command did: {why}"))
-        .help("it may have run out of memory: try --memory; --console shows its kernel's messages")
-}
-
-pub(super) fn catch_signals() -> Result<Signals, Failure> {
-    Signals::catch().map_err(|error| Failure::failed("cannot catch signals").because(&error))
-}
-
-/// The work's result, unless a signal comes first.
-pub(super) async fn unless<T>(
-    signals: &mut Signals,
-    work: impl Future<Output = T>,
-) -> Result<T, Failure> {
-    tokio::select! {
-        biased;
-        done = work => Ok(done),
-        signal = signals.next() => Err(Failure::interrupted(signal)),
-    }
-}
-
-pub(super) fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 #[cfg(test)]
