@@ -114,6 +114,9 @@ impl Error {
         match self {
             Self::Request(_) | Self::NameTaken(_) => ErrorKind::Usage,
             Self::NoSuchSandbox(_) | Self::NoSuchEngine(_) => ErrorKind::NotFound,
+            Self::Image(image::ImageError::Store(image::StoreError::Unknown { .. })) => {
+                ErrorKind::NotFound
+            }
             Self::Isolation { .. } => ErrorKind::Policy,
             Self::Engine(EngineError::Unavailable(_)) => ErrorKind::Unavailable,
             Self::Image(_)

@@ -21,7 +21,7 @@ use image::RootImage;
 use image::boot::{BootAssets, Kernel};
 
 pub use copy::{CopyIn, CopyOut, CopySummary};
-pub use doctor::{Doctor, EngineReport};
+pub use doctor::{Doctor, EngineReport, Finding, Verdict};
 pub use engine::{Capabilities, Isolation, Preflight, Unavailable};
 pub use engine_qemu::{Launcher, launch};
 pub use error::{Error, ErrorKind};
