@@ -1,0 +1,291 @@
+//! What the host asks for: checked, refused, or begun.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+
+use rustix::event::epoll::{self, EventFlags};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use wire::frame::StreamId;
+use wire::op::{
+    AgentOpen, Attach, Clock, Command, Done, ErrorCode, Exec, Info, OpError, Operation,
+    ProcessList, Processes, Reseed, Resize, Shutdown, Signal, Stdin,
+};
+use zeroize::Zeroizing;
+
+use super::{Answer, Channel, Follower, ProcessId, Role, Server, set_watch, token};
+use crate::log::Log;
+use crate::process::{Deadline, Feed, Kind, Named, Process, Sink, Source, check_name};
+use crate::task::{Entry, Spec, Task, ToolRequest};
+use crate::{freshen, tool};
+
+/// Detached processes that are remembered; the oldest that has ended makes room.
+const MAX_DETACHED: usize = 64;
+
+impl Server {
+    pub(super) fn open(&mut self, id: StreamId, envelope: &[u8]) -> Result<Answer, OpError> {
+        let opened = self.opener.open(envelope, freshen::now_ms())?;
+        let (op, payload) = (opened.op, opened.payload);
+        match op {
+            Clock::NAME => {
+                freshen::set_clock(&parse(payload)?)?;
+                self.has_clock = true;
+                done()
+            }
+            Reseed::NAME => {
+                freshen::reseed(&parse(payload)?)?;
+                self.has_entropy = true;
+                done()
+            }
+            Info::NAME => {
+                parse::<Info>(payload)?;
+                Ok(Answer::Reply(value(&self.info)))
+            }
+            Shutdown::NAME => {
+                parse::<Shutdown>(payload)?;
+                self.stopping = true;
+                done()
+            }
+            _ if !(self.has_clock && self.has_entropy) => Err(OpError::new(
+                ErrorCode::NotReady,
+                "the guest has no fresh time and randomness yet: send clock and reseed first",
+            )),
+            Exec::NAME => self.exec(id, parse(payload)?),
+            Stdin::NAME => {
+                let process = self.by_name(&parse::<Stdin>(payload)?.process)?;
+                Ok(Answer::Role(Role::Feeder(process)))
+            }
+            Signal::NAME => self.signal(&parse(payload)?),
+            Resize::NAME => {
+                let resize: Resize = parse(payload)?;
+                self.running(&resize.process)?.resize(resize.size)?;
+                done()
+            }
+            Attach::NAME => self.attach(id, &parse(payload)?),
+            Processes::NAME => {
+                parse::<Processes>(payload)?;
+                let processes = self.processes.values().filter_map(Process::info).collect();
+                Ok(Answer::Reply(value(&ProcessList { processes })))
+            }
+            op if tool::is_tool(op) => self.start_tool(id, op, payload),
+            other => {
+                let name: String = other.chars().take(32).collect();
+                let message = format!("this agent knows no operation {name:?}");
+                Err(OpError::new(ErrorCode::Unsupported, message))
+            }
+        }
+    }
+
+    fn exec(&mut self, id: StreamId, exec: Exec) -> Result<Answer, OpError> {
+        check_name(&exec.process)?;
+        if matches!(&exec.command, Command::Argv(argv) if argv.is_empty()) {
+            return Err(OpError::new(ErrorCode::Invalid, "there is no command"));
+        }
+        if self.by_name(&exec.process).is_ok() {
+            let message = format!("there is a process {} already", exec.process);
+            return Err(OpError::new(ErrorCode::Exists, message));
+        }
+        let log = if exec.detach { Some(self.make_room_for_log(&exec)?) } else { None };
+        let named = Named::new(&exec);
+        let deadline = Deadline::new(&exec);
+        let (detach, terminal) = (exec.detach, exec.tty.is_some());
+        let spec = Spec {
+            entry: Entry::Command(exec.command),
+            user: exec.user,
+            cwd: exec.cwd,
+            env: exec.env,
+            tty: exec.tty,
+            stdin: exec.stdin,
+            limits: exec.limits,
+        };
+        let kind = if detach { Kind::Detached(named) } else { Kind::Attached(named) };
+        let process = self.spawn(id, spec, kind, deadline, log, terminal)?;
+        if !detach && !terminal {
+            self.open_stderr(id, process)?;
+        }
+        Ok(Answer::Role(Role::Owner(process)))
+    }
+
+    fn open_stderr(&mut self, of: StreamId, process: ProcessId) -> Result<(), OpError> {
+        match self.open_stream(&AgentOpen::Stderr { of }) {
+            Ok(stderr) => {
+                self.streams.insert(stderr, Role::Stderr(process));
+                if let Some(found) = self.processes.get_mut(&process) {
+                    found.stderr.sink = Sink::Stream(stderr);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.abandon(process);
+                Err(error)
+            }
+        }
+    }
+
+    fn open_stream(&mut self, open: &AgentOpen) -> Result<StreamId, OpError> {
+        let payload = serde_json::to_vec(open).expect("plain JSON");
+        let Some(connection) = self.session.connection() else {
+            return Err(wire::connection::cancelled());
+        };
+        connection
+            .open(Zeroizing::new(payload))
+            .map_err(|error| OpError::new(ErrorCode::TooMany, error.to_string()))
+    }
+
+    /// Kept output is the agent's memory, of which an eighth of the guest's is for logs.
+    fn make_room_for_log(&mut self, exec: &Exec) -> Result<usize, OpError> {
+        let detached = |process: &&Process| process.is_detached();
+        if self.processes.values().filter(detached).count() >= MAX_DETACHED {
+            let ended = self
+                .processes
+                .iter()
+                .find(|(_, process)| process.is_detached() && process.reply.is_some())
+                .map(|(id, _)| *id);
+            match ended {
+                Some(id) => self.forget(id),
+                None => {
+                    let message = format!("{MAX_DETACHED} detached processes run already");
+                    return Err(OpError::new(ErrorCode::TooMany, message));
+                }
+            }
+        }
+        let budget = self.info.memory_bytes / 8 / 2 / MAX_DETACHED as u64;
+        if exec.limits.log_bytes == 0 {
+            return Err(OpError::new(ErrorCode::Invalid, "log_bytes is 0"));
+        }
+        let capacity = exec.limits.log_bytes.min(budget.max(64 << 10));
+        Ok(usize::try_from(capacity).unwrap_or(usize::MAX))
+    }
+
+    fn start_tool(&mut self, id: StreamId, op: &str, payload: &[u8]) -> Result<Answer, OpError> {
+        #[derive(serde::Deserialize)]
+        struct User {
+            user: Option<wire::text::Text>,
+        }
+        let User { user } = parse(payload)?;
+        let request = ToolRequest { op: op.to_owned(), payload: payload.to_vec() };
+        let spec = Spec {
+            entry: Entry::Tool(request),
+            user,
+            cwd: Some("/".into()),
+            env: BTreeMap::new(),
+            tty: None,
+            stdin: true,
+            limits: wire::op::Limits::default(),
+        };
+        let process = self.spawn(id, spec, Kind::Tool, Deadline::None, None, false)?;
+        Ok(Answer::Role(Role::Owner(process)))
+    }
+
+    fn spawn(
+        &mut self,
+        stream: StreamId,
+        spec: Spec,
+        kind: Kind,
+        deadline: Deadline,
+        log: Option<usize>,
+        terminal: bool,
+    ) -> Result<ProcessId, OpError> {
+        let mut task = self.sandbox.spawn(spec)?;
+        self.last_process += 1;
+        let id = self.last_process;
+        let (stdout_sink, stderr_sink) = match log {
+            Some(capacity) => (Sink::Log(Log::new(capacity)), Sink::Log(Log::new(capacity))),
+            None => (Sink::Stream(stream), Sink::None),
+        };
+        let source = |fd, sink| Source { fd, watched: false, sink };
+        let stdout = source(task.stdout.take(), stdout_sink);
+        let stderr = source(task.stderr.take(), stderr_sink);
+        let stdin = Feed::new(task.stdin.take(), terminal);
+        let watch = epoll::add(&self.epoll, task.as_fd(), token(id, Channel::Task), EventFlags::IN);
+        let mut process = Process {
+            kind,
+            stream: Some(stream),
+            task: Some(task),
+            has_started: false,
+            has_ended: false,
+            stdout,
+            stderr,
+            stdin,
+            deadline,
+            timed_out: None,
+            reply: None,
+        };
+        for (source, channel) in
+            [(&mut process.stdout, Channel::Stdout), (&mut process.stderr, Channel::Stderr)]
+        {
+            set_watch(&self.epoll, source, token(id, channel), true);
+        }
+        self.processes.insert(id, process);
+        if let Err(error) = watch {
+            self.abandon(id);
+            return Err(OpError::new(ErrorCode::Exhausted, format!("watch a task: {error}")));
+        }
+        Ok(id)
+    }
+
+    fn by_name(&self, name: &str) -> Result<ProcessId, OpError> {
+        self.processes
+            .iter()
+            .find(|(_, process)| process.named().is_some_and(|named| named.name == name))
+            .map(|(id, _)| *id)
+            .ok_or_else(|| {
+                let name: String = name.chars().take(64).collect();
+                OpError::new(ErrorCode::NotFound, format!("there is no process {name:?}"))
+            })
+    }
+
+    fn running(&self, name: &str) -> Result<&Task, OpError> {
+        let id = self.by_name(name)?;
+        self.processes[&id]
+            .task
+            .as_ref()
+            .ok_or_else(|| OpError::new(ErrorCode::NotFound, format!("process {name} has ended")))
+    }
+
+    fn signal(&self, signal: &Signal) -> Result<Answer, OpError> {
+        if !(1..=64).contains(&signal.signal) {
+            return Err(OpError::new(ErrorCode::Invalid, "a signal is a number from 1 to 64"));
+        }
+        self.running(&signal.process)?.signal(signal.signal)?;
+        done()
+    }
+
+    fn attach(&mut self, id: StreamId, attach: &Attach) -> Result<Answer, OpError> {
+        let process = self.by_name(&attach.process)?;
+        let found = &self.processes[&process];
+        if !found.is_detached() {
+            let message = format!("process {} is not detached", attach.process);
+            return Err(OpError::new(ErrorCode::Invalid, message));
+        }
+        let has_stderr = matches!(&found.stderr.sink, Sink::Log(log) if log.end() > 0)
+            || found.stderr.fd.is_some();
+        let stderr = if has_stderr {
+            let stderr = self.open_stream(&AgentOpen::Stderr { of: id })?;
+            self.streams.insert(stderr, Role::FollowerStderr(id));
+            Some((stderr, attach.stderr_offset))
+        } else {
+            None
+        };
+        Ok(Answer::Role(Role::Follower(Follower {
+            process,
+            stdout_offset: attach.stdout_offset,
+            stderr,
+            follow: attach.follow,
+            dropped: (0, 0),
+        })))
+    }
+}
+
+fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, OpError> {
+    serde_json::from_slice(payload)
+        .map_err(|error| OpError::new(ErrorCode::Invalid, format!("malformed payload: {error}")))
+}
+
+fn value(reply: &impl Serialize) -> serde_json::Value {
+    serde_json::to_value(reply).expect("a reply is plain JSON")
+}
+
+fn done() -> Result<Answer, OpError> {
+    Ok(Answer::Reply(value(&Done {})))
+}
