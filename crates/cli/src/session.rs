@@ -115,6 +115,12 @@ pub(crate) async fn run(
         Some(_) => signal(SignalKind::window_change()).ok(),
         None => None,
     };
+    // The size was read before the machine was made; a change since then has told nobody.
+    if let (Some(then), Some(size)) = (exec.tty, terminal::size())
+        && then != size
+    {
+        send(guest, &Resize { process: exec.process.clone(), size });
+    }
     let mut asked = false;
     let ending = loop {
         tokio::select! {

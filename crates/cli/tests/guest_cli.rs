@@ -5,13 +5,14 @@ mod support;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -319,6 +320,16 @@ fn a_terminal_has_the_users_size_and_passes_keys() {
     assert_eq!(ended(&mut terminal.child), Some(5));
 }
 
+/// The size was read first and asked for last, with the boot in between.
+#[test]
+fn a_resize_while_the_machine_starts_is_not_lost() {
+    let mut terminal = Terminal::open(&["-q", "run", "-t", "sleep 2; stty size"]);
+    thread::sleep(Duration::from_millis(200));
+    terminal.resize(41, 121);
+    terminal.expect("41 121");
+    assert_eq!(ended(&mut terminal.child), Some(0));
+}
+
 #[test]
 fn tilde_dot_leaves_a_command_that_does_not_listen() {
     let mut terminal =
@@ -397,6 +408,11 @@ fn ended(child: &mut Child) -> Option<i32> {
     panic!("it did not end");
 }
 
+fn set_size(master: impl AsFd, ws_row: u16, ws_col: u16) {
+    let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(master, size).unwrap();
+}
+
 /// `sandforge` on a terminal of its own.
 struct Terminal {
     child: Child,
@@ -409,6 +425,7 @@ impl Terminal {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
+        set_size(&master, 33, 99);
         let name = ptsname(&master, Vec::new()).unwrap();
         let slave: OwnedFd = File::options()
             .read(true)
@@ -427,14 +444,11 @@ impl Terminal {
             .stderr(end())
             .spawn()
             .unwrap();
-        let terminal = Self { child, master: master.into(), seen: String::new() };
-        terminal.resize(33, 99);
-        terminal
+        Self { child, master: master.into(), seen: String::new() }
     }
 
-    fn resize(&self, ws_row: u16, ws_col: u16) {
-        let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(&self.master, size).unwrap();
+    fn resize(&self, rows: u16, cols: u16) {
+        set_size(&self.master, rows, cols);
     }
 
     fn send(&mut self, keys: &str) {
@@ -461,6 +475,10 @@ impl Terminal {
 
     fn read(&mut self) -> bool {
         let mut bytes = [0; 4096];
+        let mut waiting = [PollFd::new(&self.master, PollFlags::IN)];
+        let patience = Timespec { tv_sec: 120, tv_nsec: 0 };
+        let came = poll(&mut waiting, Some(&patience)).unwrap();
+        assert!(came > 0, "nothing comes any more behind {:?}", self.seen);
         // The end of the other side is an error on Linux.
         match self.master.read(&mut bytes) {
             Ok(0) | Err(_) => false,
