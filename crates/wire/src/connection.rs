@@ -19,7 +19,8 @@ use crate::op::{ErrorCode, OpError};
 pub const WINDOW: usize = 256 << 10;
 /// Streams that either side may have open at once. 64 MiB of windows at most.
 pub const MAX_STREAMS: usize = 256;
-/// Control frames that may wait to be sent. Only a peer that asks and never reads gets there.
+/// Control frames that may wait to be sent, and turns to send on streams of which some are over.
+/// Only a peer that asks and never reads gets there.
 const MAX_PENDING_CONTROL: usize = 4 * MAX_STREAMS;
 
 /// Which end this is.
@@ -212,6 +213,11 @@ impl Connection {
     }
 
     fn accept(&mut self, frame: Frame) -> Result<(), ProtocolError> {
+        // These are answered: with a pong, a grant, a refusal, or a turn to send.
+        let asks = matches!(frame, Frame::Open(..) | Frame::Data(..) | Frame::Ping(_));
+        if asks && self.control.len().max(self.turns.len()) >= MAX_PENDING_CONTROL {
+            return Err(ProtocolError::Unread);
+        }
         match frame {
             Frame::Hello(_) if self.greeted => return Err(ProtocolError::SecondHello),
             Frame::Hello(body) => {
@@ -269,12 +275,7 @@ impl Connection {
                 self.streams.remove(&id);
                 self.events.push_back(Event::Reset(id, error));
             }
-            Frame::Ping(token) => {
-                if self.control.len() >= MAX_PENDING_CONTROL {
-                    return Err(ProtocolError::Unread);
-                }
-                self.control(&Frame::Pong(token));
-            }
+            Frame::Ping(token) => self.control(&Frame::Pong(token)),
             Frame::Pong(token) => self.events.push_back(Event::Pong(token)),
             Frame::Knock(nonce) => self.events.push_back(Event::Knock(nonce)),
         }
@@ -637,6 +638,32 @@ mod tests {
         let (mut host, _) = pair();
         let ping = Frame::Ping(1).encode();
         let end = (0..2 * MAX_PENDING_CONTROL).find_map(|_| host.receive(&ping).err());
+        assert_eq!(end, Some(ProtocolError::Unread));
+    }
+
+    #[test]
+    fn a_peer_that_opens_streams_without_reading_that_they_are_refused_is_cut_off() {
+        let (mut host, _) = pair();
+        let end = (1..=2 * MAX_PENDING_CONTROL).find_map(|number| {
+            let id = 2 * u32::try_from(number).unwrap();
+            let refused = host.receive(&Frame::Open(id, Zeroizing::default()).encode()).err();
+            host.reset(id, &cancelled());
+            refused
+        });
+        assert_eq!(end, Some(ProtocolError::Unread));
+    }
+
+    #[test]
+    fn a_peer_that_ends_streams_before_their_turn_is_cut_off() {
+        let (mut host, _) = pair();
+        let reason = serde_json::to_vec(&cancelled()).unwrap();
+        let end = (1..=2 * MAX_PENDING_CONTROL).find_map(|number| {
+            let id = 2 * u32::try_from(number).unwrap();
+            let refused = host.receive(&Frame::Open(id, Zeroizing::default()).encode()).err();
+            host.close(id, Vec::new());
+            let reset = Frame::Reset(id, reason.clone()).encode();
+            refused.or_else(|| host.receive(&reset).err())
+        });
         assert_eq!(end, Some(ProtocolError::Unread));
     }
 
