@@ -281,6 +281,16 @@ fn results_that_would_leave_the_directory_change_nothing() {
 }
 
 #[test]
+fn links_that_lead_out_can_be_left_out() {
+    let directory = tempdir().unwrap();
+    let out = directory.path().join("results");
+    let line = "echo x > it; ln -s /usr/bin/python3 python3";
+    sandforge(["-q", "run", "--leave-out-links", "--out", out.to_str().unwrap(), line]).exits(0);
+    assert_eq!(std::fs::read_to_string(out.join("it")).unwrap(), "x\n");
+    assert!(out.join("python3").symlink_metadata().is_err());
+}
+
+#[test]
 fn a_mount_that_is_read_only_cannot_be_written() {
     let directory = tempdir().unwrap();
     std::fs::write(directory.path().join("file"), "content\n").unwrap();

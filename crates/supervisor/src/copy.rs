@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, watch};
 use wire::op::{Mkdir, TarIn, TarOut, Transferred};
 use wire::text::Text;
 use workspace::{
-    Manifest, PackOptions, Progress, SyncOptions, UnpackOptions, pack, sync_back, unpack,
+    Manifest, OutsideLinks, PackOptions, Progress, SyncOptions, UnpackOptions, pack, sync_back,
+    unpack,
 };
 
 use crate::{Error, Observer, Phase, Step};
@@ -26,19 +27,19 @@ pub struct CopyIn {
     pub gitignore: bool,
     /// The sandbox's user may read them only.
     pub read_only: bool,
-    /// They will be brought back with [`CopyOut::SyncBack`], so that what is sent has to be
+    /// They will be brought back with [`CopyOut::back`], so that what is sent has to be
     /// remembered.
     pub for_sync_back: bool,
 }
 
 /// How files come out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CopyOut {
-    /// Into a directory that is new or empty.
-    New,
-    /// The guest's changes into the directory that they came from, which was copied in
-    /// [`CopyIn::for_sync_back`].
-    SyncBack,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CopyOut {
+    /// The guest's changes, into the directory that they came from, which was copied in
+    /// [`CopyIn::for_sync_back`]; otherwise everything, into a directory that is new or empty.
+    pub back: bool,
+    /// Leave out symbolic links that lead out of the directory, instead of refusing all.
+    pub leave_out_links: bool,
 }
 
 /// What was copied.
@@ -193,6 +194,7 @@ pub(crate) async fn copy_out(
     source: &str,
     host: &Path,
     manifest: Option<Manifest>,
+    outside_links: OutsideLinks,
     observer: &mut dyn Observer,
 ) -> Result<CopySummary, Error> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::CopyOut {
@@ -214,14 +216,17 @@ pub(crate) async fn copy_out(
         };
         match manifest {
             Some(manifest) => {
-                let options = SyncOptions::default();
+                let options = SyncOptions { outside_links, ..SyncOptions::default() };
                 sync_back(&mut input, &destination, &manifest, &options, &mut report).map(|done| {
                     let entries = done.created + done.updated + done.deleted;
                     (entries, done.bytes, done.held_back)
                 })
             }
-            None => unpack(&mut input, &destination, &UnpackOptions::default(), &mut report)
-                .map(|done| (done.entries, done.bytes, done.held_back)),
+            None => {
+                let options = UnpackOptions { outside_links, ..UnpackOptions::default() };
+                unpack(&mut input, &destination, &options, &mut report)
+                    .map(|done| (done.entries, done.bytes, done.held_back))
+            }
         }
     });
     let mut broken = None;

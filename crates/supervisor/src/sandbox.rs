@@ -8,7 +8,7 @@ use std::time::Instant;
 use engine::{Isolation, Machine};
 use link::Guest;
 use serde::Serialize;
-use workspace::Manifest;
+use workspace::{Manifest, OutsideLinks};
 
 use crate::copy::{self, CopyIn, CopyOut, CopySummary};
 use crate::kept::{self, KeptInfo};
@@ -114,22 +114,26 @@ impl Sandbox {
     /// be taken.
     ///
     /// # Errors
-    /// `CopyOut` with what was wrong with what came; `Request` for a [`CopyOut::SyncBack`] of
+    /// `CopyOut` with what was wrong with what came; `Request` for [`CopyOut::back`] of
     /// what was not copied in for it.
     pub async fn copy_out(
         &self,
         source: &str,
         host: &Path,
-        how: CopyOut,
+        options: CopyOut,
         observer: &mut dyn Observer,
     ) -> Result<CopySummary, Error> {
-        let manifest = match how {
-            CopyOut::New => None,
-            CopyOut::SyncBack => Some(self.manifests().remove(source).ok_or_else(|| {
+        let manifest = match options.back {
+            false => None,
+            true => Some(self.manifests().remove(source).ok_or_else(|| {
                 Error::Request(format!("{source} was not copied in to be brought back"))
             })?),
         };
-        copy::copy_out(&self.guest, source, host, manifest, observer).await
+        let links = match options.leave_out_links {
+            true => OutsideLinks::LeaveOut,
+            false => OutsideLinks::Refuse,
+        };
+        copy::copy_out(&self.guest, source, host, manifest, links, observer).await
     }
 
     fn manifests(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Manifest>> {

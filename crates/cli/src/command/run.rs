@@ -121,6 +121,12 @@ struct FileArgs {
     /// and is told.
     #[arg(long, requires = "workspace", conflicts_with = "out")]
     sync_back: bool,
+
+    /// Leave out symbolic links that lead out of the directory, such as those of a Python venv
+    ///
+    /// Without this, results with such a link are refused as a whole.
+    #[arg(long)]
+    leave_out_links: bool,
 }
 
 /// One `--mount`.
@@ -157,13 +163,13 @@ impl FileArgs {
         let out = match (self.out, &self.workspace) {
             (Some(out), _) => {
                 check_out(&out)?;
-                Some((out, CopyOut::New))
+                Some((out, false))
             }
-            (None, Some(workspace)) if self.sync_back => {
-                Some((workspace.clone(), CopyOut::SyncBack))
-            }
+            (None, Some(workspace)) if self.sync_back => Some((workspace.clone(), true)),
             (None, _) => None,
         };
+        let leave_out_links = self.leave_out_links;
+        let out = out.map(|(path, back)| (path, CopyOut { back, leave_out_links }));
         Ok(Files { workspace: self.workspace, mounts, gitignore: self.gitignore, out })
     }
 }
@@ -351,7 +357,7 @@ async fn in_sandbox(
 }
 
 async fn copy_in(sandbox: &Sandbox, files: &Files, line: &mut Line) -> Result<(), Failure> {
-    let for_sync_back = matches!(files.out, Some((_, CopyOut::SyncBack)));
+    let for_sync_back = matches!(files.out, Some((_, CopyOut { back: true, .. })));
     let options = CopyIn { gitignore: files.gitignore, ..CopyIn::default() };
     if let Some(workspace) = &files.workspace {
         let options = CopyIn { for_sync_back, ..options };
@@ -367,8 +373,8 @@ async fn copy_in(sandbox: &Sandbox, files: &Files, line: &mut Line) -> Result<()
 }
 
 async fn copy_out(sandbox: &Sandbox, files: &Files, line: &mut Line) -> Result<(), Failure> {
-    if let Some((directory, mode)) = &files.out {
-        let copied = sandbox.copy_out(WORKSPACE, directory, *mode, line).await;
+    if let Some((directory, options)) = &files.out {
+        let copied = sandbox.copy_out(WORKSPACE, directory, *options, line).await;
         tell_held_back(line, &copied.map_err(|error| super::supervisor_failure(&error))?);
     }
     Ok(())
