@@ -1,6 +1,6 @@
 //! Where a symbolic link leads, decided without following it.
 
-use archive::Name;
+use archive::{InodeKind, Name, Root};
 
 /// Links on the way that Linux follows before it gives up (`MAXSYMLINKS`): what needs more leads
 /// nowhere.
@@ -19,6 +19,18 @@ pub enum Below {
     /// Anything else, or nothing. What is missing now may be made later, so both count as a
     /// directory.
     Plain,
+}
+
+impl Below {
+    /// What stands at a name in a directory.
+    pub(crate) fn at(root: &Root, name: &Name) -> Self {
+        match root.inode(name) {
+            Ok(Some(inode)) if inode.kind == InodeKind::Symlink => {
+                root.link_target(name).map_or(Self::Plain, Self::Link)
+            }
+            _ => Self::Plain,
+        }
+    }
 }
 
 /// Where a link leads.

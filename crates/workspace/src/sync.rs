@@ -119,7 +119,7 @@ pub fn sync_back(
     let mut received = receive(input, &staging, &options.limits, progress)?;
     let mut held_back =
         withhold_protected(&mut received, &staging, |name| manifest.node(name).cloned())?;
-    held_back.extend(withhold_leaving(&mut received, &staging, manifest, options)?);
+    held_back.extend(withhold_leaving(&mut received, &staging, &root, manifest, options)?);
 
     let mut plan = Plan::new(&root, manifest, &received, held_back);
     plan.arrivals()?;
@@ -195,11 +195,13 @@ pub(crate) fn withhold_protected(
 fn withhold_leaving(
     received: &mut Received,
     staging: &Staging,
+    root: &Root,
     manifest: &Manifest,
     options: &SyncOptions,
 ) -> Result<Vec<HeldBack>, UnpackError> {
     let mut left_out = Vec::new();
-    for (name, through) in leaving(received, |_| Below::Plain)? {
+    // What did not come may still stand: links that were never sent, and protected ones.
+    for (name, through) in leaving(received, |name| Below::at(root, name))? {
         let as_sent = |name: &Name| received.nodes.get(name) == manifest.node(name);
         if as_sent(&name) && through.iter().all(as_sent) {
             continue;

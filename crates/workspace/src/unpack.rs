@@ -72,7 +72,7 @@ pub fn unpack(
         held_back = withhold_protected(&mut received, &staging, |_| None)?;
     }
     let elsewhere = |name: &Name| match &there {
-        Some(root) if options.merge => link_at(root, name),
+        Some(root) if options.merge => Below::at(root, name),
         _ => Below::Plain,
     };
     let mut left_out = Vec::new();
@@ -97,15 +97,6 @@ pub fn unpack(
         None => place_whole(&received, &mut staging, &destination)?,
     }
     Ok(unpacked)
-}
-
-fn link_at(root: &Root, name: &Name) -> Below {
-    match root.inode(name) {
-        Ok(Some(inode)) if inode.kind == InodeKind::Symlink => {
-            root.link_target(name).map_or(Below::Plain, Below::Link)
-        }
-        _ => Below::Plain,
-    }
 }
 
 fn place_whole(

@@ -358,6 +358,33 @@ fn a_new_link_through_an_old_one_that_leaves_is_refused() {
 }
 
 #[test]
+fn a_new_link_through_one_of_the_host_that_was_never_sent_is_refused() {
+    let options = PackOptions { manifest: true, gitignore: true, ..PackOptions::default() };
+    let pair = Pair::with(&options, |host| {
+        fs::create_dir(host.join(".git")).unwrap();
+        write(host.join(".gitignore"), "cache\n");
+        symlink("/var/cache/tool", host.join("cache")).unwrap();
+    });
+    assert!(!pair.guest("cache").is_symlink());
+    symlink("cache/../x", pair.guest("evil")).unwrap();
+    let error = pair.sync().unwrap_err();
+    assert!(matches!(error, UnpackError::LinkLeaves { .. }), "{error}");
+}
+
+#[test]
+fn a_new_link_through_a_protected_one_of_the_host_is_refused() {
+    let pair = Pair::new(|host| {
+        fs::create_dir(host.join(".git")).unwrap();
+        symlink("/home/me/hooks", host.join(".git/hooks")).unwrap();
+    });
+    fs::remove_file(pair.guest(".git/hooks")).unwrap();
+    symlink("../d", pair.guest(".git/hooks")).unwrap();
+    symlink(".git/hooks/pre-commit", pair.guest("evil")).unwrap();
+    let error = pair.sync().unwrap_err();
+    assert!(matches!(error, UnpackError::LinkLeaves { .. }), "{error}");
+}
+
+#[test]
 fn an_old_link_that_a_new_one_turns_outwards_is_refused() {
     let pair = Pair::new(|host| {
         fs::create_dir_all(host.join("d/e")).unwrap();
