@@ -227,6 +227,28 @@ fn a_killed_sandforge_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_monitor_gets_nothing_that_its_caller_had_open() {
+    let line = "exec 9</etc/hostname; exec \"$0\" -q run 'echo begun; sleep 100'";
+    let mut child = Command::new("bash")
+        .args(["-c", line, env!("CARGO_BIN_EXE_sandforge")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    let monitors = descendants(child.id());
+    assert!(!monitors.is_empty());
+    for monitor in monitors {
+        for entry in std::fs::read_dir(format!("/proc/{monitor}/fd")).unwrap().flatten() {
+            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            assert!(!target.starts_with("/etc"), "{target:?} is open in the monitor");
+        }
+    }
+    signal(&child, Signal::KILL);
+    ended(&mut child);
+}
+
+#[test]
 fn a_kept_machine_takes_more_commands_until_it_is_removed() {
     let home = tempdir().unwrap();
     // The cache that everyone has, with the image in it; kept machines of our own.
@@ -432,7 +454,8 @@ struct Terminal {
 
 impl Terminal {
     fn open(arguments: &[&str]) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let master =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         set_size(&master, 33, 99);

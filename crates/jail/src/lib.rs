@@ -8,6 +8,7 @@
 //! exec. What a host does not offer is left out and said in the [`Report`], for `doctor` to
 //! show.
 
+mod descriptors;
 mod namespaces;
 
 use std::os::fd::BorrowedFd;
@@ -61,12 +62,14 @@ fn step<T>(step: &'static str, result: Result<T, impl ToString>) -> Result<T, Ja
     result.map_err(|reason| JailError { step, reason: reason.to_string() })
 }
 
-/// Confines the calling process.
+/// Confines the calling process. Every descriptor but the standard three is closed by the exec,
+/// unless it is marked otherwise after this.
 ///
 /// # Errors
 /// `JailError` with the step that failed; the process is then half confined and must end.
 pub fn enter(jail: &Jail<'_>) -> Result<Report, JailError> {
     let mut report = Report::default();
+    step("give up inherited descriptors", descriptors::close_on_exec())?;
     limits(jail)?;
     report.layers.push("bounded memory and descriptors, no core dumps, no files written".into());
     match namespaces::leave() {
