@@ -94,7 +94,7 @@ fn extract(bytes: &[u8], existing: Existing) {
         }
     }
     check_with_the_kernel(&place.destination(), &picture, &picture.leaving());
-    if whole {
+    if whole && picture.is_readable() {
         check_that_it_travels(&root, &picture);
     }
 }
@@ -105,13 +105,14 @@ fn check_that_it_travels(root: &Root, picture: &Picture) {
     let mut writer = Writer::new(&mut sent);
     archive::pack(root, &mut writer, &mut ()).expect("what was extracted can be packed");
     writer.finish().expect("memory takes everything");
-    let other = tempfile::tempdir().expect("a temporary directory");
-    let root = Root::open(other.path()).expect("it is there");
+    let other = Place::new();
+    fs::create_dir(other.destination()).expect("the destination");
+    let root = Root::open(&other.destination()).expect("the destination");
     let mut extract = Extract::new(&root, Existing::Refuse);
     let mut reader = Reader::new(&sent[..]);
     while let Some(member) = reader.next_member().expect("what we write we read") {
         extract.add(&member, &mut reader.content()).expect("it was possible once");
     }
     extract.finish().expect("it was possible once");
-    assert_eq!(Picture::of(other.path()), *picture);
+    assert_eq!(Picture::of(&other.destination()), *picture);
 }

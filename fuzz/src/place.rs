@@ -60,7 +60,7 @@ impl Place {
         let beside = place.path().join("beside");
         fs::create_dir_all(beside.join("d")).expect("the tree beside");
         fs::write(beside.join("kept"), "kept").expect("the tree beside");
-        fs::set_permissions(&beside, fs::Permissions::from_mode(0o750)).expect("the tree beside");
+        set_mode(&beside, 0o750);
         std::os::unix::fs::symlink("kept", place.path().join("a")).expect("the link beside");
         place
     }
@@ -81,6 +81,13 @@ impl Place {
     }
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Directories that their owner may not write cannot be emptied.
+        Hidden::below(self.path()).forget();
+    }
+}
+
 impl Default for Place {
     fn default() -> Self {
         Self::new()
@@ -90,13 +97,14 @@ impl Default for Place {
 impl Picture {
     /// How a tree looks.
     pub fn of(root: &Path) -> Self {
+        let hidden = Hidden::below(root);
         let mut picture = BTreeMap::new();
         let mut ahead = vec![root.to_owned()];
         while let Some(directory) = ahead.pop() {
             for entry in fs::read_dir(&directory).expect("a directory can be read") {
                 let path = entry.expect("an entry can be read").path();
                 let metadata = fs::symlink_metadata(&path).expect("an entry can be looked at");
-                let mode = metadata.mode() & 0o7777;
+                let mode = hidden.mode(&path).unwrap_or(metadata.mode() & 0o7777);
                 let seen = if metadata.is_dir() {
                     ahead.push(path.clone());
                     Seen::Directory(mode)
@@ -112,7 +120,17 @@ impl Picture {
                 picture.insert(name.as_os_str().as_bytes().to_vec(), seen);
             }
         }
+        drop(hidden);
         Self(picture)
+    }
+
+    /// Whether the owner may read all of it.
+    pub fn is_readable(&self) -> bool {
+        self.0.values().all(|seen| match seen {
+            Seen::Directory(mode) => mode & 0o500 == 0o500,
+            Seen::File(mode, _) => mode & 0o400 != 0,
+            Seen::Symlink(_) | Seen::Special => true,
+        })
     }
 
     /// Without what is in `dest`, and `dest` itself.
@@ -152,6 +170,55 @@ impl Picture {
 
 fn clone((name, seen): (&Vec<u8>, &Seen)) -> (Vec<u8>, Seen) {
     (name.clone(), seen.clone())
+}
+
+/// Entries that their owner may not look into or change, which are opened up for a while. Only
+/// root needs no such thing.
+struct Hidden(Vec<(PathBuf, u32)>);
+
+impl Hidden {
+    fn below(root: &Path) -> Self {
+        let mut hidden = Vec::new();
+        let mut ahead = vec![root.to_owned()];
+        while let Some(directory) = ahead.pop() {
+            for entry in fs::read_dir(&directory).expect("a directory can be read") {
+                let path = entry.expect("an entry can be read").path();
+                let metadata = fs::symlink_metadata(&path).expect("an entry can be looked at");
+                let mode = metadata.mode() & 0o7777;
+                let wanted = if metadata.is_dir() { 0o700 } else { 0o400 };
+                if !metadata.is_symlink() && mode & wanted != wanted {
+                    set_mode(&path, mode | wanted);
+                    hidden.push((path.clone(), mode));
+                }
+                if metadata.is_dir() {
+                    ahead.push(path);
+                }
+            }
+        }
+        Self(hidden)
+    }
+
+    fn mode(&self, path: &Path) -> Option<u32> {
+        self.0.iter().find(|(hidden, _)| hidden == path).map(|(_, mode)| *mode)
+    }
+
+    /// Leaves them open.
+    fn forget(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // What is in a directory comes behind it.
+        for (path, mode) in self.0.iter().rev() {
+            set_mode(path, *mode);
+        }
+    }
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("we own it");
 }
 
 /// Asks the kernel: every link below `root` that it follows to a place outside must be in
