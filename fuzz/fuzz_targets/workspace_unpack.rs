@@ -11,17 +11,22 @@ use fuzz::choices::Choices;
 use fuzz::place::{Picture, Place, Seen, check_with_the_kernel};
 use libfuzzer_sys::fuzz_target;
 use workspace::{
-    Limits, Manifest, OutsideLinks, PackOptions, SyncOptions, UnpackOptions, pack, sync_back,
-    unpack,
+    Limits, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, Manifest, OutsideLinks, PackOptions, SyncOptions,
+    UnpackOptions, pack, sync_back, unpack,
 };
 
 /// Met by small archives, too.
 const LIMITS: Limits = Limits { entries: 60, bytes: 64 << 10, names: 2 << 10, depth: 8 };
 
+/// Nearly what is the default. A name that is longer has no absolute path, by which this target
+/// looks at it.
+const GENEROUS: Limits =
+    Limits { entries: MAX_ENTRIES, bytes: MAX_BYTES, names: 3500, depth: MAX_DEPTH };
+
 fuzz_target!(|data: &[u8]| {
     let mut choices = Choices::new(data);
     let outside_links = *choices.pick(&[OutsideLinks::Refuse, OutsideLinks::LeaveOut]);
-    let limits = *choices.pick(&[LIMITS, Limits::default()]);
+    let limits = *choices.pick(&[LIMITS, GENEROUS]);
     match choices.of(5) {
         0 => fresh(&mut choices, &UnpackOptions { limits, outside_links, merge: false }, false),
         1 => fresh(&mut choices, &UnpackOptions { limits, outside_links, merge: false }, true),
