@@ -36,7 +36,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::io::ioctl_fionbio;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -221,7 +221,7 @@ impl Sandbox {
     /// such directory) is in [`End::Failed`].
     pub(crate) fn spawn(&mut self, spec: Spec) -> Result<Task, OpError> {
         check(&spec)?;
-        let spare = match self.spare.take() {
+        let spare = match self.living_spare() {
             Some(spare) => spare,
             None => self.make_spare().map_err(|error| error.to_op_error())?,
         };
@@ -243,6 +243,20 @@ impl Sandbox {
                 Err(error)
             }
         }
+    }
+
+    /// The spare, if there is one and it still lives: a machine that runs out of memory may have
+    /// taken it for a victim.
+    fn living_spare(&mut self) -> Option<Spare> {
+        let spare = self.spare.take()?;
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut init = [PollFd::new(&spare.remains.init, PollFlags::IN)];
+        if poll(&mut init, Some(&now)) == Ok(0) {
+            return Some(spare);
+        }
+        drop(spare.remains.cgroup.kill());
+        self.bury(spare.remains);
+        None
     }
 
     /// Ends a task at any time: kills what is left of it and tells what became of it. Meant for

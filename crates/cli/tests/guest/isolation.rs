@@ -161,6 +161,20 @@ fn a_task_beyond_the_guest_s_memory_leaves_the_agent_alive() {
     });
 }
 
+/// Files in memory cannot be killed, so whatever else there is goes first.
+#[test]
+fn a_task_that_fills_the_memory_with_files_leaves_the_next_one_alone() {
+    with_guest(async |guest| {
+        let fill =
+            "head -c 1000000000 /dev/zero > /tmp/a; head -c 1000000000 /dev/zero > /dev/shm/b";
+        let ran = sh(guest, fill).await;
+        assert_ne!(ran.code(), Some(0), "{ran:?}");
+        for _ in 0..3 {
+            assert_eq!(sh(guest, "echo alive").await.ok(), "alive\n");
+        }
+    });
+}
+
 #[test]
 fn a_fork_bomb_is_contained() {
     with_guest(async |guest| {
