@@ -302,16 +302,21 @@ fn misplaced(error: ExtractError, staging: &Staging) -> UnpackError {
 }
 
 /// The symbolic links that lead out of the tree, with the links on their way. `elsewhere` tells
-/// what stands at names that the tree does not have.
+/// what stands at names that the tree does not have, and at those in `stays`, which are in order.
 pub(crate) fn leaving(
     received: &Received,
+    stays: &[Name],
     elsewhere: impl Fn(&Name) -> Below,
 ) -> Result<Vec<(Name, Vec<Name>)>, UnpackError> {
     let mut steps = Steps::default();
     let mut leaving = Vec::new();
     for (name, node) in &received.nodes {
         let Node::Symlink { target } = node else { continue };
-        let below = |at: &Name| match received.nodes.get(at) {
+        if is_within(stays, name) {
+            continue;
+        }
+        let came = |at: &Name| received.nodes.get(at).filter(|_| !is_within(stays, at));
+        let below = |at: &Name| match came(at) {
             Some(Node::Symlink { target }) => Below::Link(target.clone()),
             Some(_) => Below::Plain,
             None => elsewhere(at),

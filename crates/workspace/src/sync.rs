@@ -119,12 +119,30 @@ pub fn sync_back(
     let mut received = receive(input, &staging, &options.limits, progress)?;
     let mut held_back =
         withhold_protected(&mut received, &staging, |name| manifest.node(name).cloned())?;
-    held_back.extend(withhold_leaving(&mut received, &staging, &root, manifest, options)?);
+    let leaves = |received: &mut Received, stays: &[Name]| {
+        withhold_leaving(received, &staging, &root, manifest, options, stays)
+    };
+    held_back.extend(leaves(&mut received, &[])?);
 
-    let mut plan = Plan::new(&root, manifest, &received, held_back);
-    plan.arrivals()?;
-    plan.deletions()?;
-    let Plan { brought, replaced, taken, modes, mut held_back, .. } = plan;
+    // Where the host's version stays, a link that led through the guest's leads elsewhere. Each
+    // round holds back at least one link more, or is the last.
+    let (brought, replaced, taken, modes, mut held_back) = loop {
+        let mut plan = Plan::new(&root, manifest, &received, held_back.clone());
+        plan.arrivals()?;
+        plan.deletions()?;
+        let Plan { brought, replaced, taken, modes, held_back: not_made, .. } = plan;
+        let mut stays: Vec<Name> = not_made
+            .iter()
+            .filter(|held| held.why == Why::ChangedOnHost)
+            .map(|held| held.name.clone())
+            .collect();
+        stays.sort();
+        let more = if stays.is_empty() { Vec::new() } else { leaves(&mut received, &stays)? };
+        if more.is_empty() {
+            break (brought, replaced, taken, modes, not_made);
+        }
+        held_back.extend(more);
+    };
     // What replaces the only copy of something must be on the disk before it does.
     #[cfg(target_os = "linux")]
     rustix::fs::syncfs(&staging.new)
@@ -191,17 +209,19 @@ pub(crate) fn withhold_protected(
 }
 
 /// Refuses, or takes out of what came, links that lead out of the tree. A link that the host sent
-/// and the guest left alone, along with all links on its way, is the host's own and stays.
+/// and the guest left alone, along with all links on its way, is the host's own and stays. At and
+/// below the names in `stays`, which are in order, the host's version counts instead of what came.
 fn withhold_leaving(
     received: &mut Received,
     staging: &Staging,
     root: &Root,
     manifest: &Manifest,
     options: &SyncOptions,
+    stays: &[Name],
 ) -> Result<Vec<HeldBack>, UnpackError> {
     let mut left_out = Vec::new();
     // What did not come may still stand: links that were never sent, and protected ones.
-    for (name, through) in leaving(received, |name| Below::at(root, name))? {
+    for (name, through) in leaving(received, stays, |name| Below::at(root, name))? {
         let as_sent = |name: &Name| received.nodes.get(name) == manifest.node(name);
         if as_sent(&name) && through.iter().all(as_sent) {
             continue;

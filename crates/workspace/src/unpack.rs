@@ -76,7 +76,7 @@ pub fn unpack(
         _ => Below::Plain,
     };
     let mut left_out = Vec::new();
-    for (name, _) in leaving(&received, elsewhere)? {
+    for (name, _) in leaving(&received, &[], elsewhere)? {
         if let (Some(Node::Symlink { target }), OutsideLinks::Refuse) =
             (received.nodes.get(&name), options.outside_links)
         {

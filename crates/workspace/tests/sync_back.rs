@@ -385,6 +385,34 @@ fn a_new_link_through_a_protected_one_of_the_host_is_refused() {
 }
 
 #[test]
+fn a_new_link_through_what_the_host_changed_meanwhile_is_refused() {
+    let pair = Pair::new(|host| {
+        fs::create_dir_all(host.join("d/far/down")).unwrap();
+        write(host.join("d/e"), "1");
+    });
+    fs::remove_file(pair.guest("d/e")).unwrap();
+    symlink("far/down", pair.guest("d/e")).unwrap();
+    // Inside by the guest's `d/e`, outside by the host's, which is another file by now.
+    symlink("d/e/../../../y", pair.guest("x")).unwrap();
+    assert_eq!(pair.sync().unwrap().created, 1);
+
+    let pair = Pair::new(|host| {
+        fs::create_dir_all(host.join("d/far/down")).unwrap();
+        write(host.join("d/e"), "1");
+    });
+    fs::remove_file(pair.guest("d/e")).unwrap();
+    symlink("far/down", pair.guest("d/e")).unwrap();
+    symlink("d/e/../../../y", pair.guest("x")).unwrap();
+    write(pair.host("d/e"), "2");
+    let error = pair.sync().unwrap_err();
+    assert!(matches!(error, UnpackError::LinkLeaves { .. }), "{error}");
+    let options = SyncOptions { outside_links: OutsideLinks::LeaveOut, ..SyncOptions::default() };
+    let synced = pair.sync_with(&options).unwrap();
+    assert_eq!(synced.held_back.len(), 2, "{synced:?}");
+    assert!(pair.host("x").symlink_metadata().is_err());
+}
+
+#[test]
 fn an_old_link_that_a_new_one_turns_outwards_is_refused() {
     let pair = Pair::new(|host| {
         fs::create_dir_all(host.join("d/e")).unwrap();
