@@ -152,26 +152,6 @@ impl Supervisor {
         };
         let mut machine = engine.boot(boot).await.map_err(Error::Engine)?;
         let launched = begun.elapsed();
-        let carrier = machine.carrier().map_err(Error::Engine)?;
-        let connecting = Guest::connect(carrier, &id, key.clone(), BOOT_PATIENCE);
-        let guest = match alive(machine.as_mut(), connecting).await {
-            Ok(guest) => guest,
-            Err(error) => {
-                let _ = machine.kill().await;
-                return Err(error);
-            }
-        };
-        let answered = begun.elapsed();
-        if let Err(error) = alive(machine.as_mut(), guest.freshen()).await {
-            let _ = machine.kill().await;
-            return Err(error);
-        }
-        let timings = Timings {
-            prepare_ms: milliseconds(prepared),
-            process_ms: milliseconds(launched - prepared),
-            kernel_ms: milliseconds(answered - launched),
-            agent_ms: milliseconds(begun.elapsed() - answered),
-        };
         let info = KeptInfo {
             name,
             id,
@@ -183,10 +163,24 @@ impl Supervisor {
             pid: machine.monitor_pid().unwrap_or(0),
             created_ms: kept::now_ms(),
         };
-        if let Some(record) = record {
-            record.complete(&info, &key)?;
+        match take_up(machine.as_mut(), &info, key, record).await {
+            Ok((guest, answered)) => {
+                let timings = Timings {
+                    prepare_ms: milliseconds(prepared),
+                    process_ms: milliseconds(launched - prepared),
+                    kernel_ms: milliseconds((answered - begun).saturating_sub(launched)),
+                    agent_ms: milliseconds(answered.elapsed()),
+                };
+                Ok(Sandbox::new(info, Some(machine), guest, timings, spec.keep))
+            }
+            Err(error) => {
+                let _ = machine.kill().await;
+                if spec.keep {
+                    let _ = kept::remove(&info.name).await;
+                }
+                Err(error)
+            }
         }
-        Ok(Sandbox::new(info, Some(machine), guest, timings, spec.keep))
     }
 
     /// The machines that `keep` left running, by name.
@@ -285,18 +279,34 @@ impl Supervisor {
 
 const NO_VIRTUALIZATION: &str = "this version has no engine for hardware virtualization";
 
-/// The result of `work`, unless the machine ends before it is there.
+/// From a machine that was just started to an agent that takes tasks, and when it greeted.
+/// A kept machine is on record first: whatever becomes of this process, it can be found.
+async fn take_up(
+    machine: &mut dyn Machine,
+    info: &KeptInfo,
+    key: link::SigningKey,
+    record: Option<kept::Record>,
+) -> Result<(Guest, Instant), Error> {
+    if let Some(record) = record {
+        record.complete(info, &key)?;
+    }
+    let carrier = machine.carrier().map_err(Error::Engine)?;
+    let connecting = Guest::connect(carrier, &info.id, key, BOOT_PATIENCE);
+    let guest = alive(machine, connecting).await?;
+    let answered = Instant::now();
+    alive(machine, guest.freshen()).await?;
+    Ok((guest, answered))
+}
+
+/// The result of `work`. A carrier that ends is a machine that has ended, which knows better why.
 async fn alive<T>(
     machine: &mut dyn Machine,
     work: impl Future<Output = Result<T, LinkError>>,
 ) -> Result<T, Error> {
-    tokio::select! {
-        biased;
-        result = work => match result {
-            Ok(value) => Ok(value),
-            Err(LinkError::Disconnected(_)) => Err(Error::MachineEnded(machine.ended().await)),
-            Err(error) => Err(Error::Guest(error)),
-        },
+    match work.await {
+        Ok(value) => Ok(value),
+        Err(LinkError::Disconnected(_)) => Err(Error::MachineEnded(machine.ended().await)),
+        Err(error) => Err(Error::Guest(error)),
     }
 }
 
