@@ -14,7 +14,7 @@ use wire::envelope::{SALT, Sealer, TaskDigest};
 use wire::frame::{MAX_DATA, StreamId};
 use wire::handshake::{Hello, Scanner};
 use wire::op::{AgentOpen, ErrorCode, OpError, Operation};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{LinkError, random};
 
@@ -178,6 +178,8 @@ async fn transmit<W: AsyncWrite + Unpin>(
             }
             break;
         }
+        // Arguments and variables went through here; the next frames may be a while.
+        out.as_mut_slice().zeroize();
         out.clear();
     }
     receiver.abort();
