@@ -128,9 +128,13 @@ impl Alone {
                 self.own += 1;
             }
             5 => {
-                let unread = self.unread.entry(id).or_default();
-                let some = choices.length().min(*unread);
-                *unread -= some;
+                let length = choices.length();
+                // A stream that is not there has nothing unread, and is not to be made up here.
+                let some = self.unread.get_mut(&id).map_or(0, |unread| {
+                    let some = length.min(*unread);
+                    *unread -= some;
+                    some
+                });
                 self.connection.consumed(id, some);
             }
             _ => {
