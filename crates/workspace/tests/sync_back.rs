@@ -386,23 +386,20 @@ fn a_new_link_through_a_protected_one_of_the_host_is_refused() {
 
 #[test]
 fn a_new_link_through_what_the_host_changed_meanwhile_is_refused() {
-    let pair = Pair::new(|host| {
-        fs::create_dir_all(host.join("d/far/down")).unwrap();
-        write(host.join("d/e"), "1");
-    });
-    fs::remove_file(pair.guest("d/e")).unwrap();
-    symlink("far/down", pair.guest("d/e")).unwrap();
-    // Inside by the guest's `d/e`, outside by the host's, which is another file by now.
-    symlink("d/e/../../../y", pair.guest("x")).unwrap();
-    assert_eq!(pair.sync().unwrap().created, 1);
+    // Inside by the guest's `d/e`, outside by the host's.
+    let changed_by_guest = || {
+        let pair = Pair::new(|host| {
+            fs::create_dir_all(host.join("d/far/down")).unwrap();
+            write(host.join("d/e"), "1");
+        });
+        fs::remove_file(pair.guest("d/e")).unwrap();
+        symlink("far/down", pair.guest("d/e")).unwrap();
+        symlink("d/e/../../../y", pair.guest("x")).unwrap();
+        pair
+    };
+    assert_eq!(changed_by_guest().sync().unwrap().created, 1);
 
-    let pair = Pair::new(|host| {
-        fs::create_dir_all(host.join("d/far/down")).unwrap();
-        write(host.join("d/e"), "1");
-    });
-    fs::remove_file(pair.guest("d/e")).unwrap();
-    symlink("far/down", pair.guest("d/e")).unwrap();
-    symlink("d/e/../../../y", pair.guest("x")).unwrap();
+    let pair = changed_by_guest();
     write(pair.host("d/e"), "2");
     let error = pair.sync().unwrap_err();
     assert!(matches!(error, UnpackError::LinkLeaves { .. }), "{error}");
