@@ -2,13 +2,13 @@
 //!
 //! The machine is `microvm`: no PCI, no ACPI, no firmware beyond a loader, and of devices a
 //! root disk and one virtio-serial port, the carrier. QEMU never sees a path of the user's, a
-//! network or a display. It is started through the [`launch`]er, which jails itself first.
+//! network or a display. What is started becomes QEMU after it has jailed itself: [`monitor`].
 #![forbid(unsafe_code)]
 
 mod arguments;
 mod clock;
-pub mod launch;
 mod machine;
+pub mod monitor;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,23 +17,13 @@ use async_trait::async_trait;
 use engine::{
     BootSpec, Capabilities, EngineError, Isolation, Machine, Preflight, SandboxBackend, Unavailable,
 };
+use launch::Launcher;
 
 use crate::clock::Calibration;
-use crate::launch::{LaunchReport, Task};
+use crate::monitor::{Order, Task};
 
 /// The emulator's name on PATH.
 const PROGRAM: &str = "qemu-system-x86_64";
-
-/// How to start this same program as the launcher of a monitor: it has to call
-/// [`launch::main`] then, before it starts a thread.
-#[derive(Debug, Clone)]
-pub struct Launcher {
-    /// The program, which should be given so that a replacement on disk does not matter:
-    /// `/proc/self/exe`.
-    pub program: PathBuf,
-    /// What makes it the launcher.
-    pub arguments: Vec<String>,
-}
 
 /// The engine.
 #[derive(Debug)]
@@ -43,7 +33,8 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// An engine whose monitors are started by `launcher`. Making it early makes the first
+    /// An engine whose monitors are started by `launcher`, whose program has to call
+    /// [`monitor::main`] then, before it starts a thread. Making it early makes the first
     /// boot quicker: from here on it learns the speed of the time stamp counter.
     pub fn new(launcher: Launcher) -> Self {
         Self { launcher, calibration: Calibration::begin() }
@@ -67,24 +58,18 @@ impl SandboxBackend for Qemu {
     /// Runs the emulator in its jail for its version, which proves that both are there and
     /// get along.
     async fn preflight(&self) -> Result<Preflight, Unavailable> {
-        let missing = |reason: String| Unavailable {
-            reason,
-            remedy: format!("install {PROGRAM} (Debian: apt install qemu-system-x86)"),
-        };
-        let program = launch::find_program(PROGRAM)
-            .ok_or_else(|| missing(format!("{PROGRAM} is not on PATH")))?;
-        let launched = machine::launch(&self.launcher, &program, Task::Version, Vec::new())
+        let program = program()?;
+        let order = Order { program: program.clone(), task: Task::Version };
+        let (mut process, jail) = machine::launch(&self.launcher, &order, Vec::new())
             .await
             .map_err(|error| missing(error.to_string()))?;
-        let LaunchReport { jail, .. } = launched.report;
-        let output =
-            tokio::time::timeout(Duration::from_secs(20), launched.child.wait_with_output())
-                .await
-                .map_err(|_| missing(format!("{} did not tell its version", program.display())))?
-                .map_err(|error| missing(error.to_string()))?;
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let end = tokio::time::timeout(Duration::from_secs(20), process.wait())
+            .await
+            .map_err(|_| missing(format!("{} did not tell its version", program.display())))?
+            .map_err(|error| missing(error.to_string()))?;
+        let text = &end.words;
         let monitor = text.lines().next().unwrap_or_default().trim().to_owned();
-        if !output.status.success() || monitor.is_empty() {
+        if !end.status.success() || monitor.is_empty() {
             let last = text.lines().last().unwrap_or("it said nothing");
             return Err(missing(format!(
                 "{} does not start in its jail: {last}",
@@ -92,6 +77,10 @@ impl SandboxBackend for Qemu {
             )));
         }
         Ok(Preflight { monitor, confinement: jail.layers, notes: jail.missing })
+    }
+
+    async fn available(&self) -> Result<(), Unavailable> {
+        program().map(drop)
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, EngineError> {
@@ -102,14 +91,18 @@ impl SandboxBackend for Qemu {
                 self.capabilities().max_cpus
             )));
         }
-        let program = launch::find_program(PROGRAM).ok_or_else(|| {
-            EngineError::Unavailable(Unavailable {
-                reason: format!("{PROGRAM} is not on PATH"),
-                remedy: "install it (Debian: apt install qemu-system-x86)".into(),
-            })
-        })?;
+        let program = program()?;
         let machine =
             machine::boot(&self.launcher, &program, spec, self.calibration.frequency_khz()).await?;
         Ok(Box::new(machine))
     }
+}
+
+fn program() -> Result<PathBuf, Unavailable> {
+    monitor::find_program(PROGRAM).ok_or_else(|| missing(format!("{PROGRAM} is not on PATH")))
+}
+
+fn missing(reason: String) -> Unavailable {
+    let remedy = format!("install {PROGRAM} (Debian: apt install qemu-system-x86)");
+    Unavailable { reason, remedy }
 }

@@ -4,6 +4,7 @@
 //! do was decided before, and what it is given to do comes later, over the carrier.
 #![forbid(unsafe_code)]
 
+pub mod attach;
 pub mod mock;
 
 use std::fmt;
@@ -122,6 +123,57 @@ pub struct RootDisk {
     pub file_system: &'static str,
 }
 
+/// What runs in a sandbox.
+#[derive(Debug)]
+pub enum System {
+    /// A machine's, for the tiers that have one.
+    Guest(Guest),
+    /// The agent alone, a static program, on the host's kernel: for [`Isolation::Process`].
+    Process {
+        /// Opened for reading.
+        agent: File,
+    },
+}
+
+/// What a machine boots.
+#[derive(Debug)]
+pub struct Guest {
+    /// An ELF kernel with a PVH entry, or a bzImage.
+    pub kernel: File,
+    /// A cpio whose `/init` is the agent.
+    pub initramfs: File,
+    /// The guest's root.
+    pub root: RootDisk,
+}
+
+impl System {
+    /// What to boot, for an engine that makes machines.
+    ///
+    /// # Errors
+    /// `Unsupported` where it is none.
+    pub fn guest(self) -> Result<Guest, EngineError> {
+        match self {
+            Self::Guest(guest) => Ok(guest),
+            Self::Process { .. } => {
+                Err(EngineError::Unsupported("this engine runs nothing without a kernel".into()))
+            }
+        }
+    }
+
+    /// The agent, for an engine that makes none.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is a machine to boot.
+    pub fn process(self) -> Result<File, EngineError> {
+        match self {
+            Self::Process { agent } => Ok(agent),
+            Self::Guest(_) => {
+                Err(EngineError::Unsupported("this engine boots no kernel and no image".into()))
+            }
+        }
+    }
+}
+
 /// All that an engine needs to start a machine.
 #[derive(Debug)]
 pub struct BootSpec {
@@ -131,13 +183,9 @@ pub struct BootSpec {
     pub cpus: u32,
     /// Guest memory in MiB.
     pub memory_mb: u32,
-    /// An ELF kernel with a PVH entry, or a bzImage.
-    pub kernel: File,
-    /// A cpio whose `/init` is the agent.
-    pub initramfs: File,
-    /// The guest's root.
-    pub root: RootDisk,
-    /// What the agent needs to know, as kernel parameters.
+    /// What runs in it.
+    pub system: System,
+    /// What the agent needs to know, as words like kernel parameters.
     pub agent_arguments: Vec<String>,
     /// Where the carrier is offered.
     pub attachment: Attachment,
@@ -180,12 +228,27 @@ pub trait SandboxBackend: fmt::Debug + Send + Sync {
     /// What it can do beyond booting.
     fn capabilities(&self) -> Capabilities;
 
+    /// What its sandboxes do not protect from on this host, to be said each time that one is
+    /// started. `None` for engines whose machines are a boundary.
+    fn caveat(&self) -> Option<String> {
+        None
+    }
+
     /// Finds out whether it can run a guest here, by trying what a guest needs rather than by
     /// looking for files.
     ///
     /// # Errors
     /// `Unavailable` with the cause and a remedy.
     async fn preflight(&self) -> Result<Preflight, Unavailable>;
+
+    /// Whether a boot is worth trying here: what [`SandboxBackend::preflight`] would say, as far as
+    /// that can be known in a millisecond. Asked before each boot where no engine was named.
+    ///
+    /// # Errors
+    /// `Unavailable` with the cause and a remedy.
+    async fn available(&self) -> Result<(), Unavailable> {
+        self.preflight().await.map(drop)
+    }
 
     /// Starts a machine and returns as soon as its monitor runs; the guest is up when its
     /// agent answers on the carrier.

@@ -189,6 +189,23 @@ fn theirs(path: &Path) -> Result<File, BootError> {
     }
 }
 
+/// The agent as a program of its own, in sealed memory: for where it needs no kernel brought along.
+///
+/// # Errors
+/// Where there is no memory for it.
+pub fn agent() -> io::Result<File> {
+    let memory = memfd_create("sandforge-agent", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = File::from(memory);
+    file.write_all(AGENT)?;
+    seal(&file)?;
+    Ok(file)
+}
+
+fn seal(file: &File) -> io::Result<()> {
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+    Ok(fcntl_add_seals(file, seals)?)
+}
+
 /// `/init`, the console that the kernel opens for it, and what its runtime puts in the place of
 /// standard streams where there is no console.
 fn initramfs() -> io::Result<(File, u64)> {
@@ -201,10 +218,7 @@ fn initramfs() -> io::Result<(File, u64)> {
     let mut file = cpio.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
     let size = file.stream_position()?;
     file.rewind()?;
-    fcntl_add_seals(
-        &file,
-        SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL,
-    )?;
+    seal(&file)?;
     Ok((file, size))
 }
 

@@ -167,6 +167,7 @@ pub struct Removed {
 /// can use it at once.
 #[derive(Debug, Clone)]
 pub struct Store {
+    directory: PathBuf,
     images: Area,
     pub(crate) boot: Area,
 }
@@ -180,7 +181,13 @@ impl Store {
     /// The store below `root`, which is made if need be. What a killed process left half-made is
     /// removed.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        Ok(Self { images: Area::open(root, "images")?, boot: Area::open(root, "boot")? })
+        let (images, boot) = (Area::open(root, "images")?, Area::open(root, "boot")?);
+        Ok(Self { directory: root.to_owned(), images, boot })
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Opens an image. One of ours that is missing or out of date is built, an archive is

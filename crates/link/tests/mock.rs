@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use engine::mock::{Mock, Reply};
-use engine::{Attachment, BootSpec, Machine, RootDisk, SandboxBackend};
+use engine::{Attachment, BootSpec, Machine, SandboxBackend, System};
 use link::{Guest, LinkError, SigningKey, generate_key};
 use wire::op::{Command, ErrorCode, Exec, Limits, Outcome, Stat};
 use wire::text::Text;
@@ -17,9 +17,7 @@ async fn boot(mock: &Mock, key: &SigningKey) -> Box<dyn Machine> {
         sandbox: "sb".into(),
         cpus: 1,
         memory_mb: 1,
-        kernel: null(),
-        initramfs: null(),
-        root: RootDisk { file: null(), file_system: "erofs" },
+        system: System::Process { agent: null() },
         agent_arguments: vec![format!(
             "sandforge.key={}",
             wire::envelope::key_to_hex(&key.verifying_key())

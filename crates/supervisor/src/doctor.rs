@@ -13,8 +13,6 @@ pub struct Doctor {
     pub version: &'static str,
     /// The engines, strongest first.
     pub engines: Vec<EngineReport>,
-    /// What is at /dev/kvm, in words.
-    pub kvm: String,
     /// The guest's kernel.
     pub kernel: Finding,
     /// The default image.
@@ -43,6 +41,13 @@ pub struct EngineReport {
     pub verdict: Verdict,
 }
 
+impl EngineReport {
+    /// Whether it can run guests here.
+    pub fn is_usable(&self) -> bool {
+        matches!(self.verdict, Verdict::Usable(_))
+    }
+}
+
 /// An engine's verdict on this machine.
 #[derive(Debug, Serialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
@@ -65,7 +70,10 @@ pub struct Finding {
 impl Doctor {
     /// Whether a sandbox could be made now.
     pub fn usable(&self) -> bool {
-        let engine = self.engines.iter().any(|e| matches!(e.verdict, Verdict::Usable(_)));
+        let engine = self
+            .engines
+            .iter()
+            .any(|engine| engine.isolation >= Isolation::Emulated && engine.is_usable());
         engine && self.kernel.ok && self.image.ok
     }
 }
@@ -80,7 +88,10 @@ pub(crate) async fn examine(store: &image::Store, engines: &[Box<dyn SandboxBack
         let verdict = match engine.preflight().await {
             Ok(preflight) => Verdict::Usable(preflight),
             Err(reason) => {
-                advice.push(reason.remedy.clone());
+                // Whoever has a stronger engine does not need this one.
+                if !reports.iter().any(EngineReport::is_usable) {
+                    advice.push(reason.remedy.clone());
+                }
                 Verdict::Unusable(reason)
             }
         };
@@ -116,7 +127,6 @@ pub(crate) async fn examine(store: &image::Store, engines: &[Box<dyn SandboxBack
     Doctor {
         version: env!("CARGO_PKG_VERSION"),
         engines: reports,
-        kvm: kvm(),
         kernel,
         image,
         disk_free_mb,
@@ -153,19 +163,6 @@ fn default_image(
             Finding { ok: can_build && has_room, detail: detail.into() }
         }
         Err(error) => Finding { ok: false, detail: error.to_string() },
-    }
-}
-
-/// The engine for it comes later; whether the device is there and usable is told all the same.
-fn kvm() -> String {
-    use std::io::ErrorKind;
-    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => "/dev/kvm can be opened; this version has no engine that uses it".into(),
-        Err(error) if error.kind() == ErrorKind::NotFound => "there is no /dev/kvm".into(),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            "/dev/kvm is not open to this user".into()
-        }
-        Err(error) => format!("/dev/kvm cannot be opened: {error}"),
     }
 }
 

@@ -5,28 +5,33 @@
 //! owns the machine; dropping it takes the machine away, unless it was asked to be kept.
 #![forbid(unsafe_code)]
 
+mod choice;
 mod copy;
 mod doctor;
 mod error;
 mod kept;
 mod observe;
+mod prepare;
 mod sandbox;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use engine::{Attachment, BootSpec, Machine, RootDisk, SandboxBackend};
+use engine::{Attachment, BootSpec, Machine, SandboxBackend};
+use engine_kvm::Kvm;
+use engine_process::Process as ProcessEngine;
 use engine_qemu::Qemu;
-use image::RootImage;
-use image::boot::{BootAssets, Kernel};
+
+use prepare::Prepared;
 
 pub use copy::{CopyIn, CopyOut, CopySummary};
 pub use doctor::{Doctor, EngineReport, Finding, Verdict};
 pub use engine::{Capabilities, Isolation, Preflight, Unavailable};
-pub use engine_qemu::{Launcher, launch};
+pub use engine_qemu::monitor as qemu_monitor;
 pub use error::{Error, ErrorKind};
 pub use image::{ImageInfo, ImageRef};
 pub use kept::KeptInfo;
+pub use launch::Launcher;
 pub use link::{Guest, Input, LinkError, Output, Process};
 pub use observe::{Observer, Phase, Step};
 pub use sandbox::{Sandbox, Teardown, Timings};
@@ -46,18 +51,19 @@ const MAX_NAME: usize = 40;
 pub struct SandboxSpec {
     /// What the user calls it; its id when absent.
     pub name: Option<String>,
-    /// Virtual CPUs.
-    pub cpus: u32,
+    /// Virtual CPUs; two, or one where there is one, when absent.
+    pub cpus: Option<u32>,
     /// Guest memory in MiB.
     pub memory_mb: u32,
-    /// Its root.
-    pub image: ImageRef,
+    /// Its root; `base` when absent.
+    pub image: Option<ImageRef>,
     /// A kernel of the user's own.
     pub kernel: Option<PathBuf>,
     /// An engine by name; the strongest when absent.
     pub engine: Option<String>,
-    /// The weakest isolation that will do.
-    pub min_isolation: Isolation,
+    /// The weakest isolation that will do; that of the named engine, or else
+    /// [`Isolation::Emulated`], when absent.
+    pub min_isolation: Option<Isolation>,
     /// The machine outlives the caller.
     pub keep: bool,
     /// The kernel's messages on stderr.
@@ -66,15 +72,14 @@ pub struct SandboxSpec {
 
 impl Default for SandboxSpec {
     fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get().min(2));
         Self {
             name: None,
-            cpus: u32::try_from(cores).unwrap_or(1),
+            cpus: None,
             memory_mb: 1024,
-            image: ImageRef::Name("base".into()),
+            image: None,
             kernel: None,
             engine: None,
-            min_isolation: Isolation::Emulated,
+            min_isolation: None,
             keep: false,
             console: false,
         }
@@ -89,18 +94,29 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Opens the image store. `launcher` starts this same program again as a monitor's
-    /// launcher; see [`launch::main`].
+    /// Opens the image store. `launcher` starts this same program again to become a
+    /// monitor; see [`qemu_monitor::main`].
     ///
     /// # Errors
     /// `Store` where the cache directory cannot be used.
     pub fn new(launcher: Launcher) -> Result<Self, Error> {
-        Ok(Self::with_engines(image::Store::open_default()?, vec![Box::new(Qemu::new(launcher))]))
+        let store = image::Store::open_default()?;
+        let kvm = Kvm::new(store.directory());
+        let process = ProcessEngine::new(image::boot::agent);
+        Ok(Self::with_engines(
+            store,
+            vec![Box::new(kvm), Box::new(Qemu::new(launcher)), Box::new(process)],
+        ))
     }
 
     /// One with these engines, strongest first: for tests with [`engine::mock::Mock`].
     pub fn with_engines(store: image::Store, engines: Vec<Box<dyn SandboxBackend>>) -> Self {
         Self { store, engines }
+    }
+
+    /// The engine of this name.
+    pub fn engine(&self, name: &str) -> Option<&dyn SandboxBackend> {
+        self.engines.iter().find(|engine| engine.name() == name).map(AsRef::as_ref)
     }
 
     /// The images.
@@ -119,8 +135,14 @@ impl Supervisor {
     ) -> Result<Sandbox, Error> {
         let begun = Instant::now();
         check(&spec)?;
-        let engine = self.choose(&spec, observer)?;
-        let (root, assets) = self.prepare(&spec, observer).await?;
+        let engine =
+            choice::choose(&self.engines, spec.engine.as_deref(), spec.min_isolation, observer)
+                .await?;
+        let prepared = prepare::prepare(&self.store, engine.isolation(), &spec, observer).await?;
+        if let Some(caveat) = engine.caveat() {
+            observer.notice(&format!("isolation: {}: {caveat}", engine.isolation()));
+        }
+        let Prepared { system, image, cpus } = prepared;
         let prepared = begun.elapsed();
 
         observer.step(Step { phase: Phase::Boot, done: 0, total: None });
@@ -135,14 +157,11 @@ impl Supervisor {
             Some(record) => Attachment::Detached(record.socket()),
             None => Attachment::Owned,
         };
-        let image = root.name.clone();
         let boot = BootSpec {
             sandbox: id.clone(),
-            cpus: spec.cpus,
+            cpus,
             memory_mb: spec.memory_mb,
-            kernel: assets.kernel,
-            initramfs: assets.initramfs,
-            root: RootDisk { file: root.file, file_system: root.fs.as_str() },
+            system,
             agent_arguments: vec![
                 format!("sandforge.id={id}"),
                 format!("sandforge.key={}", wire::envelope::key_to_hex(&key.verifying_key())),
@@ -158,7 +177,7 @@ impl Supervisor {
             engine: engine.name().into(),
             isolation: engine.isolation(),
             image,
-            cpus: spec.cpus,
+            cpus,
             memory_mb: spec.memory_mb,
             pid: machine.monitor_pid().unwrap_or(0),
             created_ms: kept::now_ms(),
@@ -224,60 +243,7 @@ impl Supervisor {
     pub async fn doctor(&self) -> Doctor {
         doctor::examine(&self.store, &self.engines).await
     }
-
-    fn choose(
-        &self,
-        spec: &SandboxSpec,
-        observer: &mut dyn Observer,
-    ) -> Result<&dyn SandboxBackend, Error> {
-        let engine = match &spec.engine {
-            Some(name) => self.engines.iter().find(|engine| engine.name() == name),
-            None => self.engines.first(),
-        };
-        let Some(engine) = engine else {
-            return Err(Error::NoSuchEngine(spec.engine.clone().unwrap_or_default()));
-        };
-        if engine.isolation() < spec.min_isolation {
-            return Err(Error::Isolation {
-                wanted: spec.min_isolation,
-                strongest: engine.isolation(),
-                why: NO_VIRTUALIZATION.into(),
-            });
-        }
-        if engine.isolation() == Isolation::Emulated && spec.engine.is_none() {
-            observer.notice(&format!("isolation: emulated, because {NO_VIRTUALIZATION}"));
-        }
-        Ok(engine.as_ref())
-    }
-
-    /// The image and the boot assets, made on a thread of their own so that the caller can be
-    /// interrupted.
-    async fn prepare(
-        &self,
-        spec: &SandboxSpec,
-        observer: &mut dyn Observer,
-    ) -> Result<(RootImage, BootAssets), Error> {
-        let (store, image) = (self.store.clone(), spec.image.clone());
-        let kernel = spec.kernel.clone().map_or(Kernel::Ours, Kernel::File);
-        let (sender, mut steps) = tokio::sync::mpsc::unbounded_channel();
-        let work = tokio::task::spawn_blocking(move || {
-            let mut progress = |step: image::Step| {
-                // Nobody listens any more where the caller gave up.
-                let _ = sender.send(step);
-            };
-            let root = store.resolve(&image, &mut progress)?;
-            let assets = image::boot::assets(&store, &kernel, &mut progress)?;
-            Ok::<_, Error>((root, assets))
-        });
-        while let Some(step) = steps.recv().await {
-            let phase = Phase::Prepare(step.stage);
-            observer.step(Step { phase, done: step.done, total: step.total });
-        }
-        work.await.map_err(|error| Error::Internal(error.to_string()))?
-    }
 }
-
-const NO_VIRTUALIZATION: &str = "this version has no engine for hardware virtualization";
 
 /// From a machine that was just started to an agent that takes tasks, and when it greeted.
 /// A kept machine is on record first: whatever becomes of this process, it can be found.

@@ -81,6 +81,11 @@ impl Sandbox {
         self.info.isolation
     }
 
+    /// The process that runs it, where there is one.
+    pub fn monitor_pid(&self) -> Option<u32> {
+        self.machine.as_ref()?.monitor_pid()
+    }
+
     /// How long it took to come up.
     pub fn timings(&self) -> &Timings {
         &self.timings

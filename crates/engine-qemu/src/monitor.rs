@@ -1,22 +1,18 @@
-//! The launcher: a process that takes its orders and descriptors over a socket, enters the
-//! jail, and becomes QEMU.
+//! The launched process: takes its orders and descriptors, enters the jail, and becomes QEMU.
 //!
-//! Its stdin is the socket, its stdout takes the [`LaunchReport`] and is closed by the exec,
-//! its stderr is QEMU's. It holds no path of the user's, and what it inherits is closed on exec.
+//! It sends one [`LaunchReport`]; the stream for more is closed by the exec. Its stderr is
+//! QEMU's. It holds no path of the user's, and what it inherits is closed by the exec.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use jail::Jail;
-use rustix::fs::{Mode, OFlags};
+use jail::{Bounds, Jail, Then};
+use launch::Owner;
 use rustix::io::FdFlags;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::{Descriptors, Machine};
@@ -34,8 +30,6 @@ pub(crate) enum Task {
 pub(crate) struct Order {
     pub(crate) program: PathBuf,
     pub(crate) task: Task,
-    /// The process to die with.
-    pub(crate) owner: Option<u32>,
 }
 
 /// What the launcher says before it becomes QEMU.
@@ -44,11 +38,6 @@ pub(crate) struct LaunchReport {
     pub(crate) jail: jail::Report,
     pub(crate) error: Option<String>,
 }
-
-/// Longest order; kernel arguments and a path fit many times.
-pub(crate) const MAX_ORDER: usize = 16 << 10;
-/// Descriptors that an order may bring.
-pub(crate) const MAX_DESCRIPTORS: usize = 4;
 
 /// Where distributions keep programs, libraries and firmware.
 const SYSTEM: [&str; 8] = [
@@ -74,33 +63,18 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 
 /// Runs as the launcher; returns only where it failed.
 pub fn main() -> ExitCode {
-    // Everything that this process inherited by accident ends with the exec.
-    let report = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
-    let Err(error) = run(report.as_ref().ok());
-    if let Ok(report) = report {
-        let said = LaunchReport { error: Some(error), ..LaunchReport::default() };
-        let _ = say(&report, &said);
-    }
+    let Ok(owner) = Owner::take() else { return ExitCode::from(125) };
+    let Err(error) = run(&owner);
+    let _ = owner.report(&LaunchReport { error: Some(error), ..LaunchReport::default() });
     ExitCode::from(125)
 }
 
-fn say(to: &OwnedFd, report: &LaunchReport) -> Result<(), String> {
-    let mut text = serde_json::to_vec(report).map_err(|error| error.to_string())?;
-    text.push(b'\n');
-    rustix::io::write(to, &text).map(drop).map_err(|error| format!("report: {error}"))
-}
-
-fn run(report: Option<&OwnedFd>) -> Result<Infallible, String> {
-    let report = report.ok_or("there is no stdout to report on")?;
-    let (order, mut descriptors) = receive()?;
+fn run(owner: &Owner) -> Result<Infallible, String> {
+    let orders = owner.orders::<Order>().map_err(|error| error.to_string())?;
+    let (order, mut descriptors) = (orders.body, orders.descriptors);
     // QEMU opens the kernel again, by then as somebody to whom only public files are open.
     if let Some(kernel) = descriptors.first_mut() {
         publish(kernel).map_err(|error| format!("copy the kernel: {error}"))?;
-    }
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| format!("open /dev/null: {error}"))?;
-    if order.owner.is_none() {
-        rustix::process::setsid().map_err(|error| format!("start a session: {error}"))?;
     }
     let mut command = Command::new(&order.program);
     command.env_clear();
@@ -124,22 +98,20 @@ fn run(report: Option<&OwnedFd>) -> Result<Infallible, String> {
         }
     };
     let jail = Jail {
-        address_space,
-        descriptors: 256,
-        readable: readable(&order.program),
-        reopenable,
-        dies_with: order.owner,
+        bounds: Bounds { address_space, descriptors: 256, file_size: 0, threads: None },
+        group: None,
+        dies_with: orders.owner,
+        then: Then::Exec { readable: readable(&order.program), reopenable },
     };
-    let jail = jail::enter(&jail).map_err(|error| error.to_string())?;
+    let jail = jail::enter(jail).map_err(|error| error.to_string())?;
     for descriptor in &descriptors {
         rustix::io::fcntl_setfd(descriptor, FdFlags::empty())
             .map_err(|error| format!("hand over a descriptor: {error}"))?;
     }
     // QEMU's own words go to stderr, in either case.
-    let redirect = |error: rustix::io::Errno| format!("redirect a stream: {error}");
-    rustix::stdio::dup2_stdin(&null).map_err(redirect)?;
-    rustix::stdio::dup2_stdout(rustix::stdio::stderr()).map_err(redirect)?;
-    say(report, &LaunchReport { jail, error: None })?;
+    rustix::stdio::dup2_stdout(rustix::stdio::stderr())
+        .map_err(|error| format!("redirect a stream: {error}"))?;
+    owner.report(&LaunchReport { jail, error: None }).map_err(|error| error.to_string())?;
     let error = command.exec();
     let mut message = format!("start {}: {error}", order.program.display());
     if error.kind() == std::io::ErrorKind::PermissionDenied {
@@ -172,26 +144,4 @@ fn readable(program: &Path) -> Vec<PathBuf> {
         paths.push(prefix.to_owned());
     }
     paths
-}
-
-fn receive() -> Result<(Order, Vec<OwnedFd>), String> {
-    let mut bytes = vec![0; MAX_ORDER];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(
-        rustix::stdio::stdin(),
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )
-    .map_err(|error| format!("receive orders: {error}"))?;
-    let mut descriptors = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            descriptors.extend(rights);
-        }
-    }
-    let order = serde_json::from_slice(&bytes[..received.bytes])
-        .map_err(|error| format!("read orders: {error}"))?;
-    Ok((order, descriptors))
 }

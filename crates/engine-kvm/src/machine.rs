@@ -1,0 +1,228 @@
+//! A running monitor.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use async_trait::async_trait;
+use engine::attach::Attached;
+use engine::{BootSpec, Carrier, EngineError, Machine, Stats};
+use jail::cgroup::{Bounds, Group, Parent};
+use launch::{LaunchError, Launcher, Ownership, Process, Start};
+use monitor_protocol::{self as protocol, Answer, Report, Request, Task};
+use tokio::net::UnixStream;
+use vmm::End;
+use vmm::memory::Backing;
+
+use crate::verdict::Verdict;
+
+pub(crate) fn failed(step: &'static str) -> impl Fn(io::Error) -> EngineError {
+    move |error| EngineError::Boot { step, reason: error.to_string() }
+}
+
+fn unlaunched(error: &LaunchError) -> EngineError {
+    refused(error.to_string())
+}
+
+fn refused(reason: String) -> EngineError {
+    EngineError::Boot { step: "launch the monitor", reason }
+}
+
+/// Starts a monitor and waits for its first report.
+async fn launch(
+    launcher: &Launcher,
+    task: &Task,
+    descriptors: Vec<OwnedFd>,
+    ownership: Ownership,
+) -> Result<(Process, Report), EngineError> {
+    let shown = matches!(task, Task::Machine(machine) if machine.console);
+    let start = Start { orders: task, descriptors, ownership, shown };
+    let mut process = launcher.start(start).map_err(|error| unlaunched(&error))?;
+    match process.report().await.map_err(|error| unlaunched(&error))? {
+        Some(Report::Failed { reason }) => Err(refused(reason)),
+        Some(report) => Ok((process, report)),
+        None => {
+            let end = process.wait().await.map_err(failed("wait for the monitor"))?;
+            Err(refused(format!("it ended without a word ({end})")))
+        }
+    }
+}
+
+/// Has a monitor try a guest.
+pub(crate) async fn probe(launcher: &Launcher, kvm: OwnedFd) -> Result<Verdict, EngineError> {
+    let (mut process, report) = launch(launcher, &Task::Probe, vec![kvm], Ownership::Owned).await?;
+    let verdict = match report {
+        Report::Probed { jail, outcome } => Verdict { outcome, jail },
+        other => return Err(refused(format!("it said {other:?} instead of a probe's result"))),
+    };
+    process.wait().await.map_err(failed("wait for the monitor"))?;
+    Ok(verdict)
+}
+
+/// Starts a machine.
+pub(crate) async fn boot(
+    launcher: &Launcher,
+    kvm: OwnedFd,
+    cpus: u8,
+    spec: BootSpec,
+) -> Result<KvmMachine, EngineError> {
+    let group = group(&spec, cpus)?;
+    let guest = spec.system.guest()?;
+    let Attached { monitor_end, host_end } =
+        Attached::new(&spec.attachment).map_err(failed("make the carrier"))?;
+    let (carrier, ownership) = match host_end.listens() {
+        true => (protocol::Carrier::Listening, Ownership::Detached),
+        false => (protocol::Carrier::Connected, Ownership::Owned),
+    };
+    let machine = protocol::Machine {
+        cpus,
+        memory_mb: spec.memory_mb,
+        backing: Backing::of_host(),
+        command_line: command_line(spec.console, guest.root.file_system, &spec.agent_arguments),
+        carrier,
+        console: spec.console,
+        scratch: false,
+        grouped: group.is_some(),
+    };
+    let mut descriptors: Vec<OwnedFd> =
+        vec![kvm, guest.kernel.into(), guest.initramfs.into(), guest.root.file.into(), monitor_end];
+    if let Some(group) = &group {
+        descriptors.push(group.door().map_err(|error| refused(error.to_string()))?);
+    }
+    let task = Task::Machine(machine);
+    let (mut process, report) = launch(launcher, &task, descriptors, ownership).await?;
+    match report {
+        Report::Running { jail } => {
+            if let Some(pid) = jail.inner {
+                process.follow(pid).map_err(|error| unlaunched(&error))?;
+            }
+        }
+        other => return Err(refused(format!("it said {other:?} instead of running"))),
+    }
+    let carrier = host_end.connect().await.map_err(failed("reach the carrier"))?;
+    let group = match (ownership, group) {
+        (Ownership::Detached, Some(group)) => {
+            group.leave();
+            None
+        }
+        (_, group) => group,
+    };
+    Ok(KvmMachine { process, carrier: Some(carrier), _group: group })
+}
+
+/// What a monitor uses beside its guest's memory, with room for what its kernel objects take.
+const OVERHEAD: u64 = 64 << 20;
+/// Its threads besides the virtual CPUs', and its keeper.
+const OTHER_TASKS: u64 = 16;
+
+/// The control group of a machine, where this host has any; see
+/// [`Kvm::preflight`](crate::Kvm), which tells where not.
+fn group(spec: &BootSpec, cpus: u8) -> Result<Option<Group>, EngineError> {
+    let Ok(parent) = Parent::find() else { return Ok(None) };
+    let bounds = Bounds {
+        memory: (u64::from(spec.memory_mb) << 20) + OVERHEAD,
+        tasks: u64::from(cpus) + OTHER_TASKS,
+        processor_thousandths: u64::from(cpus) * 1000,
+    };
+    let group = parent.group(&spec.sandbox, &bounds);
+    group.map(Some).map_err(|error| refused(error.to_string()))
+}
+
+/// The guest kernel's parameters but those that name devices.
+fn command_line(console: bool, file_system: &str, agent_arguments: &[String]) -> String {
+    let mut words: Vec<&str> = match console {
+        true => vec!["console=ttyS0"],
+        false => vec!["quiet", "8250.nr_uarts=0"],
+    };
+    words.extend([
+        // By the keyboard controller, which is the machine's end; a panic resets at once.
+        "reboot=k",
+        "panic=-1",
+        // The processor's generator seeds the kernel's before the agent asks.
+        "random.trust_cpu=on",
+        // The driver would come with a device; loopback is all there is.
+        "dummy.numdummies=0",
+        "sandforge.root=vda",
+    ]);
+    let file_system = format!("sandforge.rootfs={file_system}");
+    words.push(&file_system);
+    words.extend(agent_arguments.iter().map(String::as_str));
+    words.join(" ")
+}
+
+#[derive(Debug)]
+pub(crate) struct KvmMachine {
+    process: Process,
+    carrier: Option<UnixStream>,
+    /// Kills what is left in it, and removes it, when the machine is dropped.
+    _group: Option<Group>,
+}
+
+impl KvmMachine {
+    async fn ask(&mut self, request: Request) -> Result<Answer, EngineError> {
+        let answer = self.process.control().ask(&request, &[]).await;
+        answer.map_err(|error| EngineError::Ended(format!("its monitor does not answer: {error}")))
+    }
+
+    async fn tell(&mut self, request: Request) -> Result<(), EngineError> {
+        match self.ask(request).await? {
+            Answer::Done => Ok(()),
+            other => Err(EngineError::Ended(format!("its monitor answered {other:?}"))),
+        }
+    }
+}
+
+#[async_trait]
+impl Machine for KvmMachine {
+    fn carrier(&mut self) -> Result<Box<dyn Carrier>, EngineError> {
+        match self.carrier.take() {
+            Some(carrier) => Ok(Box::new(carrier)),
+            None => Err(EngineError::Ended("its carrier was taken already".into())),
+        }
+    }
+
+    fn monitor_pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    fn stats(&self) -> Result<Stats, EngineError> {
+        let used = self.process.usage();
+        let used = used.map_err(|_| EngineError::Ended("its monitor is gone".into()))?;
+        Ok(Stats { cpu: used.cpu, memory_peak_bytes: used.memory_peak_bytes })
+    }
+
+    async fn pause(&mut self) -> Result<(), EngineError> {
+        self.tell(Request::Pause).await
+    }
+
+    async fn resume(&mut self) -> Result<(), EngineError> {
+        self.tell(Request::Resume).await
+    }
+
+    async fn ended(&mut self) -> String {
+        match self.process.report().await {
+            Ok(Some(Report::Ended { end: End::Reset })) => {
+                self.process.ended("the guest stopped or its kernel gave up").await
+            }
+            Ok(Some(Report::Ended { end: End::Failed { reason } })) => {
+                let _ = self.process.wait().await;
+                reason
+            }
+            _ => self.process.ended("its monitor was told to stop").await,
+        }
+    }
+
+    async fn kill(&mut self) -> Result<(), EngineError> {
+        self.process.kill().await.map_err(|error| EngineError::Ended(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_is_told_its_root_and_its_sandbox() {
+        let line = command_line(false, "erofs", &["sandforge.id=sb".into()]);
+        assert!(line.contains("sandforge.root=vda sandforge.rootfs=erofs sandforge.id=sb"));
+    }
+}

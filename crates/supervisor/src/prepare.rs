@@ -1,0 +1,120 @@
+//! What a sandbox runs, found or made before it is started.
+
+use engine::{Guest, Isolation, RootDisk, System};
+use image::boot::{BootAssets, Kernel};
+use image::{ImageRef, RootImage, Store};
+
+use crate::{Error, Observer, Phase, SandboxSpec, Step};
+
+/// Where the root of a sandbox without an image comes from.
+const HOST: &str = "host";
+
+/// What to start.
+pub(crate) struct Prepared {
+    pub(crate) system: System,
+    /// The name of its root.
+    pub(crate) image: String,
+    pub(crate) cpus: u32,
+}
+
+/// Prepares a sandbox of this tier.
+pub(crate) async fn prepare(
+    store: &Store,
+    isolation: Isolation,
+    spec: &SandboxSpec,
+    observer: &mut dyn Observer,
+) -> Result<Prepared, Error> {
+    match isolation {
+        Isolation::Process => process(spec),
+        Isolation::Emulated | Isolation::Vm => guest(store, spec, observer).await,
+    }
+}
+
+/// On the host's kernel, with its processors and its programs: there is nothing to choose.
+fn process(spec: &SandboxSpec) -> Result<Prepared, Error> {
+    let given = [
+        ("--image", spec.image.is_some(), "its programs are the host's"),
+        ("--kernel", spec.kernel.is_some(), "its kernel is the host's"),
+        ("--cpu", spec.cpus.is_some(), "its processors are the host's"),
+    ];
+    if let Some((option, _, why)) = given.iter().find(|(_, is_given, _)| *is_given) {
+        return Err(Error::Request(format!(
+            "{option} says nothing for a sandbox of the tier process: {why}"
+        )));
+    }
+    let agent = image::boot::agent();
+    let agent = agent.map_err(|error| Error::Internal(format!("carry the agent: {error}")))?;
+    Ok(Prepared { system: System::Process { agent }, image: HOST.into(), cpus: processors() })
+}
+
+fn processors() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1))
+}
+
+/// Of a machine: enough to build with, and some left for the host.
+fn default_cpus() -> u32 {
+    processors().min(2)
+}
+
+/// The image and the boot assets, made on a thread of their own so that the caller can be
+/// interrupted.
+async fn guest(
+    store: &Store,
+    spec: &SandboxSpec,
+    observer: &mut dyn Observer,
+) -> Result<Prepared, Error> {
+    let store = store.clone();
+    let image = spec.image.clone().unwrap_or_else(|| ImageRef::Name("base".into()));
+    let kernel = spec.kernel.clone().map_or(Kernel::Ours, Kernel::File);
+    let (sender, mut steps) = tokio::sync::mpsc::unbounded_channel();
+    let work = tokio::task::spawn_blocking(move || {
+        let mut progress = |step: image::Step| {
+            // Nobody listens any more where the caller gave up.
+            let _ = sender.send(step);
+        };
+        let root = store.resolve(&image, &mut progress)?;
+        let assets = image::boot::assets(&store, &kernel, &mut progress)?;
+        Ok::<_, Error>((root, assets))
+    });
+    while let Some(step) = steps.recv().await {
+        let phase = Phase::Prepare(step.stage);
+        observer.step(Step { phase, done: step.done, total: step.total });
+    }
+    let (root, assets): (RootImage, BootAssets) =
+        work.await.map_err(|error| Error::Internal(error.to_string()))??;
+    let BootAssets { kernel, initramfs, .. } = assets;
+    let system = System::Guest(Guest {
+        kernel,
+        initramfs,
+        root: RootDisk { file: root.file, file_system: root.fs.as_str() },
+    });
+    Ok(Prepared { system, image: root.name, cpus: spec.cpus.unwrap_or_else(default_cpus) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(spec: &SandboxSpec) -> String {
+        process(spec).err().map_or_else(String::new, |error| error.to_string())
+    }
+
+    #[test]
+    fn what_a_sandbox_on_the_host_s_kernel_does_not_have_is_refused_by_name() {
+        let image = Some(ImageRef::Name("base".into()));
+        assert!(refused(&SandboxSpec { image, ..SandboxSpec::default() }).starts_with("--image "));
+        let kernel = Some("/boot/vmlinuz".into());
+        assert!(
+            refused(&SandboxSpec { kernel, ..SandboxSpec::default() }).starts_with("--kernel ")
+        );
+        let cpus = Some(2);
+        assert!(refused(&SandboxSpec { cpus, ..SandboxSpec::default() }).starts_with("--cpu "));
+    }
+
+    #[test]
+    fn without_them_it_is_the_agent_alone() {
+        let prepared = process(&SandboxSpec::default()).unwrap();
+        assert_eq!(prepared.image, "host");
+        assert!(prepared.system.process().is_ok());
+    }
+}
