@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::path::Path;
+use std::str::FromStr;
 
 use rustix::fs::{Mode, Uid};
 use rustix::mount::{MountFlags, mount};
@@ -14,11 +15,21 @@ pub(crate) const ROOT: &str = "/run/sandforge/root";
 /// Where the workspace is, inside the root.
 pub(crate) const WORKSPACE: &str = "workspace";
 
-/// What the host says on the kernel command line. All of it is public.
+/// What the host says, in words like `sandforge.id=...`. All of it is public.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Words<'a>(pub(crate) &'a str);
+
+/// Whose operations are taken.
 #[derive(Debug)]
-pub(crate) struct Arguments {
+pub(crate) struct Identity {
     pub(crate) sandbox: String,
     pub(crate) key: wire::envelope::VerifyingKey,
+}
+
+/// What the kernel command line says.
+#[derive(Debug)]
+pub(crate) struct Arguments {
+    pub(crate) identity: Identity,
     root_device: String,
     root_file_system: String,
 }
@@ -26,7 +37,7 @@ pub(crate) struct Arguments {
 /// The machine cannot be set up; there is nobody to tell but the console.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
-    #[error("kernel parameter {0} is missing or malformed")]
+    #[error("parameter {0} is missing or malformed")]
     Argument(&'static str),
     #[error("cannot {step}: {source}")]
     Step { step: String, source: std::io::Error },
@@ -47,7 +58,7 @@ pub(crate) fn begin() -> Result<Arguments, BootError> {
         step(format!("mount {target}"), mount(kind, target, kind, flags, None))?;
     }
     let command_line = step("read the command line", fs::read_to_string("/proc/cmdline"))?;
-    Arguments::parse(&command_line)
+    Arguments::parse(Words(&command_line))
 }
 
 /// Mounts the root: the read-only image below, an overlay in memory above it, which takes up to
@@ -82,38 +93,59 @@ pub(crate) fn mount_root(arguments: &Arguments, changes_bytes: u64) -> Result<()
 }
 
 /// The workspace is there whatever the image, and the default user's.
-fn workspace() -> Result<(), BootError> {
-    let path = Path::new(ROOT).join(WORKSPACE);
+pub(crate) fn workspace() -> Result<(), BootError> {
+    directory_of_user(WORKSPACE)
+}
+
+/// Makes a directory of the default user's in the root, where there is none.
+pub(crate) fn directory_of_user(name: &str) -> Result<(), BootError> {
+    let path = Path::new(ROOT).join(name);
     if !path.exists() {
-        step("make the workspace", rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)))?;
+        step(format!("make /{name}"), rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)))?;
         let owner = Some(Uid::from_raw(1000));
         let group = Some(rustix::fs::Gid::from_raw(1000));
-        step("own the workspace", rustix::fs::chown(&path, owner, group))?;
+        step(format!("own /{name}"), rustix::fs::chown(&path, owner, group))?;
     }
     Ok(())
 }
 
+impl<'a> Words<'a> {
+    fn find(self, name: &str) -> Option<&'a str> {
+        let mut words = self.0.split_ascii_whitespace();
+        words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+    }
+
+    fn text(self, name: &'static str) -> Result<String, BootError> {
+        self.find(name).map(String::from).ok_or(BootError::Argument(name))
+    }
+
+    /// Whether there is this word, without a value.
+    pub(crate) fn has(self, word: &str) -> bool {
+        self.0.split_ascii_whitespace().any(|other| other == word)
+    }
+
+    pub(crate) fn number<T: FromStr>(self, name: &'static str) -> Result<T, BootError> {
+        self.find(name).and_then(|text| text.parse().ok()).ok_or(BootError::Argument(name))
+    }
+}
+
+impl Identity {
+    pub(crate) fn parse(words: Words<'_>) -> Result<Self, BootError> {
+        const KEY: &str = "sandforge.key";
+        let key = words.find(KEY).and_then(key_from_hex).ok_or(BootError::Argument(KEY))?;
+        Ok(Self { sandbox: words.text("sandforge.id")?, key })
+    }
+}
+
 impl Arguments {
-    fn parse(command_line: &str) -> Result<Self, BootError> {
-        let value = |name: &str| {
-            command_line
-                .split_ascii_whitespace()
-                .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-        };
-        let required =
-            |name: &'static str| value(name).map(String::from).ok_or(BootError::Argument(name));
-        let root_device = required("sandforge.root")?;
+    fn parse(words: Words<'_>) -> Result<Self, BootError> {
+        const ROOT_DEVICE: &str = "sandforge.root";
+        let root_device = words.text(ROOT_DEVICE)?;
         if !root_device.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(BootError::Argument("sandforge.root"));
+            return Err(BootError::Argument(ROOT_DEVICE));
         }
-        Ok(Self {
-            sandbox: required("sandforge.id")?,
-            key: value("sandforge.key")
-                .and_then(key_from_hex)
-                .ok_or(BootError::Argument("sandforge.key"))?,
-            root_device,
-            root_file_system: required("sandforge.rootfs")?,
-        })
+        let root_file_system = words.text("sandforge.rootfs")?;
+        Ok(Self { identity: Identity::parse(words)?, root_device, root_file_system })
     }
 }
 
@@ -129,17 +161,18 @@ mod tests {
             "quiet panic=-1 sandforge.id=sb-1 sandforge.key={KEY} sandforge.root=vda \
              sandforge.rootfs=erofs\n"
         );
-        let arguments = Arguments::parse(&line).unwrap();
-        assert_eq!(arguments.sandbox, "sb-1");
+        let arguments = Arguments::parse(Words(&line)).unwrap();
+        assert_eq!(arguments.identity.sandbox, "sb-1");
         assert_eq!(arguments.root_file_system, "erofs");
     }
 
     #[test]
     fn a_missing_or_broken_argument_is_named() {
         let line = format!("sandforge.id=x sandforge.root=../etc sandforge.key={KEY}");
-        let error = Arguments::parse(&line).unwrap_err().to_string();
+        let error = Arguments::parse(Words(&line)).unwrap_err().to_string();
         assert!(error.contains("sandforge.root"), "{error}");
-        let error = Arguments::parse("sandforge.root=vda sandforge.id=x sandforge.rootfs=ext4");
+        let error =
+            Arguments::parse(Words("sandforge.root=vda sandforge.id=x sandforge.rootfs=ext4"));
         assert!(error.unwrap_err().to_string().contains("sandforge.key"));
     }
 }

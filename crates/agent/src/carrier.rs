@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -16,8 +16,9 @@ const PORT_NAME: &str = "sandforge";
 /// Where the host's bytes come from.
 #[derive(Debug)]
 pub(crate) enum Carrier {
-    /// A virtio-serial port: one stream for the machine's life, whose other end comes and goes.
-    Port(File),
+    /// One stream for the machine's life. That of a virtio-serial port has another end that comes
+    /// and goes.
+    Stream(File),
     /// A socket that takes one host after another; the newest counts.
     Listener {
         /// Listens.
@@ -47,9 +48,18 @@ impl Carrier {
                 .write(true)
                 .custom_flags(libc::O_NONBLOCK)
                 .open(port)?;
-            return Ok(Self::Port(file));
+            return Ok(Self::Stream(file));
         }
         Ok(Self::Listener { listener: listen_vsock(VSOCK_PORT)?, peer: None })
+    }
+
+    /// A socket that the process that started this one handed over: connected, or listening.
+    pub(crate) fn handed_over(socket: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(match rustix::net::sockopt::socket_acceptconn(&socket)? {
+            true => Self::Listener { listener: socket, peer: None },
+            false => Self::Stream(socket.into()),
+        })
     }
 
     /// A unix socket at `path`: stands in for vsock where there is none.
@@ -63,7 +73,7 @@ impl Carrier {
     /// What to wait on for a new host, where that is apart from the stream.
     pub(crate) fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Port(_) => None,
+            Self::Stream(_) => None,
             Self::Listener { listener, .. } => Some(listener.as_fd()),
         }
     }
@@ -71,7 +81,7 @@ impl Carrier {
     /// What to wait on for bytes.
     pub(crate) fn stream(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Port(file) => Some(file.as_fd()),
+            Self::Stream(file) => Some(file.as_fd()),
             Self::Listener { peer, .. } => peer.as_ref().map(AsFd::as_fd),
         }
     }
@@ -143,8 +153,29 @@ fn named_port(class: &Path) -> io::Result<Option<std::path::PathBuf>> {
     Ok(None)
 }
 
-/// rustix has no vsock addresses, so these three calls go to libc.
+/// rustix has no vsock addresses, so these calls go to libc.
 fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
+    let socket = vsock()?;
+    let (address, length) = vsock_address(libc::VMADDR_CID_ANY, port);
+    // SAFETY: `address` lives through the call and `length` is its size.
+    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    rustix::net::listen(&socket, 8)?;
+    announce(port);
+    Ok(socket)
+}
+
+/// Lets the host know that somebody listens now: it has asked for this port before, in vain, and
+/// asks again when it is asked for the same one. That this is refused is of no matter.
+fn announce(port: u32) {
+    let Ok(socket) = vsock() else { return };
+    let (address, length) = vsock_address(libc::VMADDR_CID_HOST, port);
+    // SAFETY: `address` lives through the call and `length` is its size.
+    unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) };
+}
+
+fn vsock() -> io::Result<OwnedFd> {
     let flags = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket(2) takes no pointers.
     let raw = unsafe { libc::socket(libc::AF_VSOCK, flags, 0) };
@@ -152,19 +183,17 @@ fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the call above returned this descriptor, and nothing else owns it.
-    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+fn vsock_address(cid: u32, port: u32) -> (libc::sockaddr_vm, libc::socklen_t) {
     // SAFETY: all zeroes is a valid sockaddr_vm.
     let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
     address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).expect("a small number");
-    address.svm_cid = libc::VMADDR_CID_ANY;
+    address.svm_cid = cid;
     address.svm_port = port;
     let length = libc::socklen_t::try_from(size_of_val(&address)).expect("a small structure");
-    // SAFETY: `address` lives through the call and `length` is its size.
-    if unsafe { libc::bind(raw, (&raw const address).cast(), length) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    rustix::net::listen(&socket, 8)?;
-    Ok(socket)
+    (address, length)
 }
 
 #[cfg(test)]

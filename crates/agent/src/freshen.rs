@@ -6,6 +6,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::time::{ClockId, Timespec};
 use wire::op::{Clock, ErrorCode, OpError, Reseed};
 
+use crate::Kernel;
+
 /// `_IOW('R', 0x03, int[2])` of linux/random.h.
 const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
 /// `_IO('R', 0x07)` of linux/random.h.
@@ -16,8 +18,11 @@ const LEAST: usize = 32;
 /// Most that one request may bring.
 const MOST: usize = 512;
 
-/// Sets the wall clock.
-pub(crate) fn set_clock(clock: &Clock) -> Result<(), OpError> {
+/// Sets the wall clock. That of the host's kernel is right already.
+pub(crate) fn set_clock(clock: &Clock, kernel: Kernel) -> Result<(), OpError> {
+    if kernel == Kernel::Shared {
+        return Ok(());
+    }
     let failed =
         |reason: String| OpError::new(ErrorCode::Failed, format!("set the clock: {reason}"));
     let seconds =
@@ -39,12 +44,15 @@ pub(crate) fn now_ms() -> u64 {
 const POOL_HEADER: usize = 8;
 
 /// Adds the host's bytes to the kernel's pool, credits them, and rekeys the generator, so that
-/// two machines with the same past have different futures.
-pub(crate) fn reseed(reseed: &Reseed) -> Result<(), OpError> {
+/// two machines with the same past have different futures. The host's kernel needs none of it.
+pub(crate) fn reseed(reseed: &Reseed, kernel: Kernel) -> Result<(), OpError> {
     let entropy = reseed.entropy.expose();
     if !(LEAST..=MOST).contains(&entropy.len()) {
         let message = format!("{} bytes of entropy; {LEAST} to {MOST} are taken", entropy.len());
         return Err(OpError::new(ErrorCode::Invalid, message));
+    }
+    if kernel == Kernel::Shared {
+        return Ok(());
     }
     let length = libc::c_int::try_from(entropy.len()).expect("at most MOST");
     let mut pool = zeroize::Zeroizing::new([0_u8; POOL_HEADER + MOST]);
@@ -81,6 +89,6 @@ mod tests {
     #[test]
     fn too_little_entropy_is_refused() {
         let short = Reseed { entropy: Secret::new(vec![b'a'; LEAST - 1]).unwrap() };
-        assert_eq!(reseed(&short).unwrap_err().code, ErrorCode::Invalid);
+        assert_eq!(reseed(&short, Kernel::Own).unwrap_err().code, ErrorCode::Invalid);
     }
 }

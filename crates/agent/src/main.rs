@@ -1,12 +1,15 @@
-//! PID 1 of the guest: serves the wire and runs each task in a sandbox of its own.
+//! PID 1 of a sandbox: serves the wire and runs each task in a sandbox of its own.
 //!
-//! [`boot`] mounts the root, [`session`] talks to one host over the [`carrier`], [`serve`] is
-//! the loop, [`task`] confines whatever runs, and [`tool`] holds the file operations, which run
-//! confined like any task.
+//! It comes to that in two ways: as the first process of a guest's kernel ([`boot`] mounts the
+//! root), or started on the host's kernel, where it first confines itself ([`hosted`]). From there
+//! on all is one: [`session`] talks to one host over the [`carrier`], [`mod@serve`] is the loop,
+//! [`task`] confines whatever runs, and [`tool`] holds the file operations, which run confined
+//! like any task.
 
 mod boot;
 mod carrier;
 mod freshen;
+mod hosted;
 mod log;
 mod process;
 mod serve;
@@ -16,26 +19,61 @@ mod tool;
 
 use std::io::Write as _;
 use std::path::Path;
+use std::process::ExitCode;
 
 use wire::envelope::Opener;
 use wire::op::GuestInfo;
 
+use crate::boot::Identity;
 use crate::carrier::Carrier;
 use crate::serve::Server;
 use crate::session::Session;
 use crate::task::{Sandbox, Settings};
 
-fn main() {
-    if std::process::id() != 1 {
-        eprintln!("sandforge's agent is the first process of a guest; it does not run by hand");
-        std::process::abort();
+/// Whose kernel the agent runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    /// A guest's, which is there for the sandbox alone.
+    Own,
+    /// The host's. What is the kernel's, such as its clock, is not the sandbox's to change.
+    Shared,
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let is_hosted = arguments.next().is_some_and(|first| first == hosted::ARGUMENT);
+    match (is_hosted, std::process::id()) {
+        (false, 1) => guest(),
+        (true, 1) => served(hosted::run(&arguments.collect::<Vec<_>>().join(" "))),
+        (true, _) => hosted::enter(),
+        (false, _) => {
+            eprintln!(
+                "sandforge's agent is the first process of a sandbox; it does not run by hand"
+            );
+            ExitCode::FAILURE
+        }
     }
-    if let Err(error) = run() {
-        // The console is the only place left; the host sees the machine stop.
-        let _ = writeln!(std::io::stderr(), "sandforge agent: {error}");
-    }
+}
+
+/// The first process of a guest, which ends with it.
+fn guest() -> ExitCode {
+    let status = served(run());
     rustix::fs::sync();
     let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+    status
+}
+
+/// There is only the console, or whoever hears a hosted agent's words, to tell.
+fn served(result: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let mut words = format!("sandforge agent: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words += &format!(": {error}");
+        cause = error.source();
+    }
+    let _ = writeln!(std::io::stderr(), "{words}");
+    ExitCode::FAILURE
 }
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -46,14 +84,28 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     // memory: the one is an error to the writer, the other its end.
     let changes_bytes = memory_bytes.saturating_sub(reserve_bytes) / 4 * 3;
     boot::mount_root(&arguments, changes_bytes)?;
-    let settings = Settings {
+    let sandbox = Sandbox::new(&settings(Kernel::Own, memory_bytes))?;
+    serve(arguments.identity, Carrier::find()?, sandbox, memory_bytes)
+}
+
+fn settings(kernel: Kernel, memory_bytes: u64) -> Settings<'static> {
+    Settings {
         root: Path::new(boot::ROOT),
-        reserve_bytes,
+        kernel,
+        memory_bytes,
+        reserve_bytes: reserve(memory_bytes),
         tool: |request, input, output| tool::run(&request.op, &request.payload, input, output),
-    };
-    let sandbox = Sandbox::new(&settings)?;
-    let session = Session::new(Carrier::find()?);
-    let opener = Opener::new(arguments.key, arguments.sandbox);
+    }
+}
+
+/// Serves one host after another until one asks for the end.
+fn serve(
+    identity: Identity,
+    carrier: Carrier,
+    sandbox: Sandbox,
+    memory_bytes: u64,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let opener = Opener::new(identity.key, identity.sandbox);
     let info = GuestInfo {
         agent: env!("CARGO_PKG_VERSION").into(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
@@ -63,7 +115,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         landlock_abi: sandbox.landlock_abi(),
         ready_ms: uptime_ms(),
     };
-    Server::new(session, opener, sandbox, info)?.run()?;
+    Server::new(Session::new(carrier), opener, sandbox, info)?.run()?;
     Ok(())
 }
 

@@ -30,7 +30,7 @@ const LAUNCH: &str = "__launch";
 fn main() -> ExitCode {
     // Before anything else: the launcher must not have started a thread.
     if args_os().nth(1).is_some_and(|first| first == LAUNCH) {
-        return supervisor::launch::main();
+        return supervisor::qemu_monitor::main();
     }
     let begun = Instant::now();
     let arguments: Vec<_> = args_os().collect();

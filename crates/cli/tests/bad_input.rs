@@ -242,12 +242,28 @@ fn an_unknown_engine_is_refused() {
 
 #[test]
 fn weaker_isolation_than_asked_for_is_denied() {
-    sandforge(["run", "--min-isolation", "vm", "true"])
+    sandforge(["run", "--engine", "qemu", "--min-isolation", "vm", "true"])
         .exits(126)
         .says("no engine on this machine isolates as strongly as vm");
+    sandforge(["run", "--engine", "process", "--min-isolation", "emulated", "true"])
+        .exits(126)
+        .says("no engine on this machine isolates as strongly as emulated");
     sandforge(["run", "--min-isolation", "strong", "true"])
         .exits(125)
         .says("`strong` is not one of vm, emulated, process");
+}
+
+#[test]
+fn what_a_sandbox_on_the_host_s_kernel_does_not_have_is_refused() {
+    for (option, value, why) in [
+        ("--image", "base", "its programs are the host's"),
+        ("--kernel", "/boot/vmlinuz", "its kernel is the host's"),
+        ("--cpu", "1", "its processors are the host's"),
+    ] {
+        sandforge(["run", "--engine", "process", option, value, "true"])
+            .exits(125)
+            .says(&format!("{option} says nothing for a sandbox of the tier process: {why}"));
+    }
 }
 
 #[test]
@@ -272,15 +288,16 @@ fn a_report_that_cannot_be_written_is_told_before_anything_runs() {
 #[test]
 fn a_missing_emulator_is_told_with_its_package() {
     let (_directory, root) = tiny_root();
-    let call = Call::new(["run", "--image", text(&root), "true"]).env("PATH", "/nonexistent");
-    call.private()
+    let call = Call::new(["run", "--engine", "qemu", "--image", text(&root), "true"]);
+    call.env("PATH", "/nonexistent")
+        .private()
         .output()
         .exits(125)
         .says("qemu-system-x86_64 is not on PATH")
         .says("apt install");
-    let doctor = Call::new(["doctor"]).env("PATH", "/nonexistent").private().output().exits(1);
+    let doctor = Call::new(["doctor"]).env("PATH", "/nonexistent").private().output();
     let report = String::from_utf8(doctor.stdout).unwrap();
-    assert!(report.contains("MISSING engine qemu"), "{report}");
+    assert!(report.contains("engine qemu   emulated; qemu-system-x86_64 is not"), "{report}");
 }
 
 #[test]
@@ -288,7 +305,7 @@ fn a_corrupt_kernel_is_not_booted() {
     let (directory, root) = tiny_root();
     // Without an emulator the first call goes as far as unpacking the kernel.
     let call = || {
-        Call::new(["run", "--image", text(&root), "true"])
+        Call::new(["run", "--engine", "qemu", "--image", text(&root), "true"])
             .env("PATH", "/nonexistent")
             .private_in(directory.path())
             .output()

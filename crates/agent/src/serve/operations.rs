@@ -28,12 +28,12 @@ impl Server {
         let (op, payload) = (opened.op, opened.payload);
         match op {
             Clock::NAME => {
-                freshen::set_clock(&parse(payload)?)?;
+                freshen::set_clock(&parse(payload)?, self.sandbox.kernel())?;
                 self.has_clock = true;
                 done()
             }
             Reseed::NAME => {
-                freshen::reseed(&parse(payload)?)?;
+                freshen::reseed(&parse(payload)?, self.sandbox.kernel())?;
                 self.has_entropy = true;
                 done()
             }

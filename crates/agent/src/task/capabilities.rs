@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities,
 };
 
@@ -35,6 +35,13 @@ pub(super) fn empty_bounding_set() -> rustix::io::Result<()> {
 /// Empties the other sets.
 pub(super) fn drop_all() -> rustix::io::Result<()> {
     set(CapabilitySet::empty())
+}
+
+/// In the agent of a host: gives up what it had to bring the loopback interface up with. It is the
+/// way to much of the kernel's network code.
+pub(super) fn drop_network() -> rustix::io::Result<()> {
+    remove_from_bounding_set(CapabilitySet::NET_ADMIN.bits())?;
+    set(capabilities(None)?.permitted - CapabilitySet::NET_ADMIN)
 }
 
 fn set(permitted: CapabilitySet) -> rustix::io::Result<()> {

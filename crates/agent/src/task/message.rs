@@ -23,6 +23,7 @@ use wire::op::{Command, OpError};
 use wire::text::{Secret, Text};
 use zeroize::Zeroizing;
 
+use super::bounds::ProcessLimits;
 use super::{Entry, ToolRequest};
 
 /// The most descriptors that one message carries.
@@ -58,6 +59,8 @@ pub(super) struct Orders {
     pub(super) cwd: Option<Text>,
     pub(super) env: BTreeMap<Text, Secret>,
     pub(super) terminal: bool,
+    /// Where no cgroup bounds the task.
+    pub(super) limits: Option<ProcessLimits>,
 }
 
 impl Orders {
@@ -99,6 +102,11 @@ impl Orders {
             out.bytes(value.expose());
         }
         out.number(usize::from(self.terminal));
+        out.number(usize::from(self.limits.is_some()));
+        if let Some(ProcessLimits { memory_bytes, pids }) = self.limits {
+            out.put(&memory_bytes.to_le_bytes());
+            out.put(&pids.to_le_bytes());
+        }
     }
 
     /// The orders in these bytes; none where they are not such.
@@ -124,7 +132,11 @@ impl Orders {
             env.insert(bytes.text()?, Secret::new(bytes.bytes()?.to_vec()).ok()?);
         }
         let terminal = bytes.number()? != 0;
-        bytes.0.is_empty().then_some(Self { entry, user, cwd, env, terminal })
+        let limits = match bytes.number()? {
+            0 => None,
+            _ => Some(ProcessLimits { memory_bytes: bytes.word()?, pids: bytes.word()? }),
+        };
+        bytes.0.is_empty().then_some(Self { entry, user, cwd, env, terminal, limits })
     }
 }
 
@@ -159,10 +171,14 @@ impl Sink for Vec<u8> {
 struct Source<'a>(&'a [u8]);
 
 impl<'a> Source<'a> {
-    fn number(&mut self) -> Option<usize> {
-        let (number, rest) = self.0.split_first_chunk()?;
+    fn word(&mut self) -> Option<u64> {
+        let (word, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
-        usize::try_from(u64::from_le_bytes(*number)).ok()
+        Some(u64::from_le_bytes(*word))
+    }
+
+    fn number(&mut self) -> Option<usize> {
+        usize::try_from(self.word()?).ok()
     }
 
     fn bytes(&mut self) -> Option<&'a [u8]> {
@@ -310,6 +326,7 @@ mod tests {
             cwd: None,
             env: [("KEY".into(), Secret::new(b"v\xffl".to_vec()).unwrap())].into(),
             terminal: true,
+            limits: Some(ProcessLimits { memory_bytes: 1 << 40, pids: 7 }),
         }
     }
 

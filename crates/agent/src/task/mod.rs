@@ -15,6 +15,7 @@
 //! The boundary of a sandbox is its machine. This layer keeps tasks from each other, from the
 //! agent and from the carrier that leads to the host.
 
+mod bounds;
 mod capabilities;
 mod cgroup;
 mod command;
@@ -40,7 +41,10 @@ use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::io::ioctl_fionbio;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, set_dumpable_behavior, waitid};
+use rustix::process::{
+    DumpableBehavior, Signal, WaitId, WaitIdOptions, pidfd_send_signal, set_dumpable_behavior,
+    waitid,
+};
 use rustix::termios::{Winsize, tcgetpgrp, tcsetwinsize};
 use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
@@ -53,10 +57,12 @@ use serde_json::Value;
 use wire::op::{Command, ErrorCode, Limits, OpError, Outcome, WindowSize};
 use wire::text::{Secret, Text};
 
-use self::cgroup::{Cgroup, Tasks};
+use crate::Kernel;
+
+use self::bounds::{Bound, Bounds, Used};
 use self::error::During;
 pub(crate) use self::error::SetupError;
-use self::init::{Inheritance, Status};
+use self::init::{Farewell, Inheritance, Status};
 use self::landlock::Rules;
 use self::message::{Orders, Report, Told};
 use self::mounts::Template;
@@ -120,7 +126,11 @@ pub(crate) struct Spec {
 pub(crate) struct Settings<'a> {
     /// Where the guest's root is mounted. What is mounted below it later is not seen by tasks.
     pub(crate) root: &'a Path,
-    /// Memory that no task gets: the agent's and the kernel's.
+    /// Whose kernel this is.
+    pub(crate) kernel: Kernel,
+    /// Memory of the sandbox.
+    pub(crate) memory_bytes: u64,
+    /// Of it, what no task gets: the agent's and the kernel's.
     pub(crate) reserve_bytes: u64,
     /// Runs tools.
     pub(crate) tool: ToolFn,
@@ -134,7 +144,8 @@ pub(crate) struct Sandbox {
     template: Template,
     rules: Rules,
     filters: Filters,
-    tasks: Tasks,
+    kernel: Kernel,
+    bounds: Bounds,
     tool: ToolFn,
     /// The agent's own, to return to after a visit.
     uts: OwnedFd,
@@ -158,7 +169,20 @@ struct Spare {
 #[derive(Debug)]
 struct Remains {
     init: OwnedFd,
-    cgroup: Cgroup,
+    bound: Bound,
+}
+
+impl Remains {
+    /// Kills every process of the task, also one that forks meanwhile.
+    fn kill(&self) {
+        // Init's end is the end of its PID namespace.
+        let _ = match &self.bound {
+            Bound::Group(cgroup) => cgroup.kill(),
+            Bound::Limits(_) => {
+                pidfd_send_signal(&self.init, Signal::KILL).map_err(io::Error::from)
+            }
+        };
+    }
 }
 
 impl AsFd for Sandbox {
@@ -177,12 +201,18 @@ impl Sandbox {
         // Inherited by each fork, so that no task reads the agent's memory through its own init.
         set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .during("make the agent not dumpable")?;
-        std::fs::write("/proc/self/oom_score_adj", "-1000")
-            .during("exempt the agent from the out-of-memory killer")?;
         network::prepare()?;
-        let tasks = Tasks::prepare(settings.reserve_bytes)?;
+        match settings.kernel {
+            Kernel::Own => std::fs::write("/proc/self/oom_score_adj", "-1000")
+                .during("exempt the agent from the out-of-memory killer")?,
+            Kernel::Shared => {
+                capabilities::drop_network().during("give up the network's configuration")?;
+                Filters::enforce_on_agent()?;
+            }
+        }
+        let bounds = Bounds::prepare(settings)?;
         let filters = Filters::compile()?;
-        let (template, rules) = Template::make(settings.root)?;
+        let (template, rules) = Template::make(settings)?;
         let uts = File::open("/proc/self/ns/uts").during("open /proc/self/ns/uts")?.into();
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer =
@@ -195,7 +225,8 @@ impl Sandbox {
             template,
             rules,
             filters,
-            tasks,
+            kernel: settings.kernel,
+            bounds,
             tool: settings.tool,
             uts,
             spare: None,
@@ -207,6 +238,20 @@ impl Sandbox {
         // The first spare is made while the host turns the agent's first message around.
         sandbox.refill_in(REFILL_AFTER_END);
         Ok(sandbox)
+    }
+
+    /// Whose kernel this is.
+    pub(crate) fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    /// Makes one task as far as it goes without orders.
+    ///
+    /// # Errors
+    /// What kept it from being ready.
+    pub(crate) fn try_one(&mut self) -> Result<(), OpError> {
+        let spare = self.make_spare().map_err(|error| error.to_op_error())?;
+        receive_worker(&spare.socket).map(drop)
     }
 
     /// The Landlock ABI that tasks run under.
@@ -232,13 +277,13 @@ impl Sandbox {
             Ok(started) => match Task::new(started, remains, socket, status) {
                 Ok(task) => Ok(task),
                 Err((remains, error)) => {
-                    drop(remains.cgroup.kill());
+                    remains.kill();
                     self.bury(remains);
                     Err(error)
                 }
             },
             Err(error) => {
-                drop(remains.cgroup.kill());
+                remains.kill();
                 self.bury(remains);
                 Err(error)
             }
@@ -254,7 +299,7 @@ impl Sandbox {
         if poll(&mut init, Some(&now)) == Ok(0) {
             return Some(spare);
         }
-        drop(spare.remains.cgroup.kill());
+        spare.remains.kill();
         self.bury(spare.remains);
         None
     }
@@ -295,7 +340,7 @@ impl Sandbox {
 
     /// Kills every task, for the end of the machine.
     pub(crate) fn kill_all(&self) {
-        drop(self.tasks.kill());
+        self.bounds.kill_all();
     }
 
     fn make_spare(&mut self) -> Result<Spare, SetupError> {
@@ -305,22 +350,23 @@ impl Sandbox {
         let (status, status_writer) =
             pipe_with(PipeFlags::CLOEXEC).during("make the task's pipe")?;
         let hostname = hostname();
-        let cgroup = self.tasks.create()?;
+        let bound = self.bounds.create()?;
         let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        match fork(namespaces, Some(cgroup.as_fd())) {
+        match fork(namespaces, bound.group()) {
             Ok(Fork::Child) => init::run(Inheritance {
                 template: &self.template,
                 rules: &self.rules,
                 filters: &self.filters,
+                kernel: self.kernel,
                 tool: self.tool,
                 socket: theirs,
                 status: status_writer,
             }),
             Ok(Fork::Parent(_, init)) => {
-                Ok(Spare { remains: Remains { init, cgroup }, socket, status, hostname })
+                Ok(Spare { remains: Remains { init, bound }, socket, status, hostname })
             }
             Err(error) => {
-                drop(self.tasks.remove(&cgroup));
+                self.bounds.remove(&bound);
                 Err(error).during("fork the task's init")
             }
         }
@@ -333,17 +379,10 @@ impl Sandbox {
         spare_hostname: &[u8],
         spec: Spec,
     ) -> Result<Started, OpError> {
-        let (bytes, fds) = message::receive_ready(socket.as_fd())
-            .map_err(|error| failed("hear from the task's init", &error))?;
-        let Ok([worker, terminal]) = <[OwnedFd; 2]>::try_from(fds) else {
-            return Err(match message::parse_report(&bytes) {
-                Some(Report::Failed(error)) if !bytes.is_empty() => error,
-                _ => OpError::new(ErrorCode::Failed, "the task's init ended before it was ready"),
-            });
-        };
+        let [worker, terminal] = receive_worker(socket)?;
         self.rename(remains, spare_hostname)
             .map_err(|error| failed("give the task the machine's name", &error))?;
-        remains.cgroup.limit(&spec.limits).map_err(|error| error.to_op_error())?;
+        let process_limits = remains.bound.limit(&spec.limits)?;
 
         let Spec { entry, user, cwd, env, tty, stdin, limits } = spec;
         let tool = matches!(entry, Entry::Tool(_));
@@ -353,7 +392,8 @@ impl Sandbox {
             None => Streams::pipes(stdin, !tool, &mut theirs),
         }
         .map_err(|error| failed("connect the task", &error))?;
-        let orders = Orders { entry, user, cwd, env, terminal: tty.is_some() };
+        let terminal = tty.is_some();
+        let orders = Orders { entry, user, cwd, env, terminal, limits: process_limits };
         let fds: Vec<BorrowedFd<'_>> = theirs.iter().map(AsFd::as_fd).collect();
         message::send_orders(socket.as_fd(), &orders.encode(), &fds)
             .map_err(|error| failed("give the task its orders", &error))?;
@@ -389,7 +429,7 @@ impl Sandbox {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let _ = waitid(WaitId::PidFd(remains.init.as_fd()), options);
         let _ = epoll::delete(&self.watch, &remains.init);
-        drop(self.tasks.remove(&remains.cgroup));
+        self.bounds.remove(&remains.bound);
     }
 
     fn refill_in(&self, delay: Duration) {
@@ -398,6 +438,16 @@ impl Sandbox {
         let once = Itimerspec { it_interval: zero, it_value };
         let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
     }
+}
+
+/// The worker and the terminal's master, once the task is ready.
+fn receive_worker(socket: &OwnedFd) -> Result<[OwnedFd; 2], OpError> {
+    let (bytes, fds) = message::receive_ready(socket.as_fd())
+        .map_err(|error| failed("hear from the task's init", &error))?;
+    <[OwnedFd; 2]>::try_from(fds).map_err(|_| match message::parse_report(&bytes) {
+        Some(Report::Failed(error)) if !bytes.is_empty() => error,
+        _ => OpError::new(ErrorCode::Failed, "the task's init ended before it was ready"),
+    })
 }
 
 fn check(spec: &Spec) -> Result<(), OpError> {
@@ -526,7 +576,7 @@ pub(crate) struct Task {
 /// What init told at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
-    Told(Status),
+    Told(Farewell),
     /// It was killed together with the task.
     Silent,
 }
@@ -589,9 +639,11 @@ impl Task {
             }
         }
         if self.ended.is_none() {
-            let mut bytes = [0; 2];
+            let mut bytes = [0; Farewell::LENGTH];
             match rustix::io::read(&self.status, &mut bytes) {
-                Ok(2) => self.ended = Some(Ending::Told(Status::from_bytes(bytes))),
+                Ok(Farewell::LENGTH) => {
+                    self.ended = Some(Ending::Told(Farewell::from_bytes(bytes)));
+                }
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
                 Ok(_) | Err(_) => self.ended = Some(Ending::Silent),
             }
@@ -636,7 +688,7 @@ impl Task {
 
     /// Kills the whole task.
     pub(crate) fn kill(&self) {
-        drop(self.remains.cgroup.kill());
+        self.remains.kill();
     }
 
     /// Gives the terminal a new size; the foreground group gets WINCH.
@@ -663,17 +715,20 @@ impl Task {
         if self.advance() != Progress::Ended {
             self.kill();
         }
-        let cgroup = &self.remains.cgroup;
+        let bound = &self.remains.bound;
+        let ending = self.ended.unwrap_or(Ending::Silent);
+        let used = bound.used(match ending {
+            Ending::Told(Farewell { used, .. }) => used,
+            Ending::Silent => Used::default(),
+        });
+        let status = match ending {
+            Ending::Told(Farewell { status, .. }) => Some(status),
+            Ending::Silent => None,
+        };
         let ended = Ended {
-            cpu_usec: cgroup.cpu_usec(),
-            memory_peak_bytes: cgroup.memory_peak(),
-            end: end(
-                self.report,
-                self.ended.unwrap_or(Ending::Silent),
-                self.tool,
-                || cgroup.out_of_memory(),
-                self.memory_limit,
-            ),
+            cpu_usec: used.cpu_usec,
+            memory_peak_bytes: used.memory_peak_bytes,
+            end: end(self.report, status, self.tool, || bound.out_of_memory(), self.memory_limit),
         };
         (ended, self.remains)
     }
@@ -706,7 +761,7 @@ pub(crate) enum End {
 
 fn end(
     report: Option<Report>,
-    ending: Ending,
+    status: Option<Status>,
     tool: bool,
     out_of_memory: impl FnOnce() -> bool,
     limit_bytes: Option<u64>,
@@ -721,13 +776,14 @@ fn end(
         Some(Report::Refused(error)) => return End::Tool(Err(error)),
         None => {}
     }
-    let signal = match ending {
-        Ending::Told(Status::Exited(code)) if !tool => {
+    let signal = match status {
+        Some(Status::Exited(code)) if !tool => {
             return End::Command(Outcome::Exited { code });
         }
-        Ending::Told(Status::Exited(_)) => 0,
-        Ending::Told(Status::Signaled(signal)) => i32::from(signal),
-        Ending::Silent => libc::SIGKILL,
+        Some(Status::Exited(_)) => 0,
+        Some(Status::Signaled(signal)) => i32::from(signal),
+        // Init was killed together with the task.
+        None => libc::SIGKILL,
     };
     let out_of_memory = signal == libc::SIGKILL && out_of_memory();
     match (tool, out_of_memory) {
@@ -748,34 +804,34 @@ fn end(
 mod tests {
     use super::*;
 
-    fn command(ending: Ending, out_of_memory: bool) -> End {
-        end(None, ending, false, || out_of_memory, Some(1 << 20))
+    fn command(status: Option<Status>, out_of_memory: bool) -> End {
+        end(None, status, false, || out_of_memory, Some(1 << 20))
     }
 
     #[test]
     fn an_exit_is_an_exit() {
-        let ending = Ending::Told(Status::Exited(3));
-        assert_eq!(command(ending, false), End::Command(Outcome::Exited { code: 3 }));
+        let exited = Some(Status::Exited(3));
+        assert_eq!(command(exited, false), End::Command(Outcome::Exited { code: 3 }));
         // Something of the task was killed before, and the command made do.
-        assert_eq!(command(ending, true), End::Command(Outcome::Exited { code: 3 }));
+        assert_eq!(command(exited, true), End::Command(Outcome::Exited { code: 3 }));
     }
 
     #[test]
     fn a_task_killed_for_memory_is_told_apart_from_a_kill() {
         let killed = End::Command(Outcome::Signaled { signal: 9 });
         let memory = End::Command(Outcome::OutOfMemory { limit_bytes: Some(1 << 20) });
-        for ending in [Ending::Silent, Ending::Told(Status::Signaled(9))] {
-            assert_eq!(command(ending, false), killed);
-            assert_eq!(command(ending, true), memory);
+        for status in [None, Some(Status::Signaled(9))] {
+            assert_eq!(command(status, false), killed);
+            assert_eq!(command(status, true), memory);
         }
-        let segfault = command(Ending::Told(Status::Signaled(11)), true);
+        let segfault = command(Some(Status::Signaled(11)), true);
         assert_eq!(segfault, End::Command(Outcome::Signaled { signal: 11 }));
     }
 
     #[test]
     fn a_report_says_more_than_the_status() {
         let report = Report::NotFound("nope".into());
-        let exited = Ending::Told(Status::Exited(1));
+        let exited = Some(Status::Exited(1));
         let outcome = Outcome::NotFound { command: "nope".into() };
         assert_eq!(end(Some(report), exited, false, || false, None), End::Command(outcome));
     }
@@ -783,19 +839,12 @@ mod tests {
     #[test]
     fn a_tool_that_breaks_off_is_an_error() {
         let code =
-            |ending, out_of_memory: bool| match end(None, ending, true, || out_of_memory, None) {
+            |status, out_of_memory: bool| match end(None, status, true, || out_of_memory, None) {
                 End::Tool(Err(error)) => error.code,
                 other => panic!("{other:?}"),
             };
-        assert_eq!(code(Ending::Silent, true), ErrorCode::Exhausted);
-        assert_eq!(code(Ending::Silent, false), ErrorCode::Cancelled);
-        assert_eq!(code(Ending::Told(Status::Signaled(6)), false), ErrorCode::Failed);
-    }
-
-    #[test]
-    fn a_status_survives_the_pipe() {
-        for bytes in [[0, 0], [0, 255], [1, 9], [1, 64]] {
-            assert_eq!(Status::from_bytes(bytes).to_bytes(), bytes);
-        }
+        assert_eq!(code(None, true), ErrorCode::Exhausted);
+        assert_eq!(code(None, false), ErrorCode::Cancelled);
+        assert_eq!(code(Some(Status::Signaled(6)), false), ErrorCode::Failed);
     }
 }

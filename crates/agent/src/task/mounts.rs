@@ -9,21 +9,24 @@
 //! file in `/proc` and `/sys`, both are read-only as mounts, which no owner can change; paths of
 //! them need not be known and masked one by one, so a kernel with more features opens none.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, chownat, mkdir, mknodat, open, symlink};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
-    mount_change, mount_remount, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsmount, fsopen, mount, mount_change,
+    mount_remount, move_mount, open_tree, unmount,
 };
-use rustix::process::{chdir, chroot, fchdir, umask};
+use rustix::process::{chdir, chroot, fchdir, pivot_root, umask};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
+use super::Settings;
 use super::error::{During, SetupError};
 use super::landlock::Rules;
+use crate::Kernel;
 
 /// The only devices of a task: none keeps state that another task could see.
 const DEVICES: [(&str, u32, u32); 6] = [
@@ -49,6 +52,9 @@ const NOTHING: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(Mo
 #[derive(Debug)]
 pub(super) struct Template {
     namespace: OwnedFd,
+    kernel: Kernel,
+    /// Of the file systems in memory that each task gets.
+    memory: CString,
 }
 
 impl AsRawFd for Template {
@@ -60,10 +66,8 @@ impl AsRawFd for Template {
 impl Template {
     /// Makes it from the guest root, and the Landlock rules that hold in it. The agent is back in
     /// its own namespace afterwards.
-    pub(super) fn make(root: &Path) -> Result<(Self, Rules), SetupError> {
+    pub(super) fn make(settings: &Settings<'_>) -> Result<(Self, Rules), SetupError> {
         let own = namespace_of_self()?;
-        // The list of mounts is read while /proc is there.
-        let mounts = mount_points()?;
         let namespaces = open(
             "/proc/self/ns",
             OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY,
@@ -73,12 +77,18 @@ impl Template {
 
         // SAFETY: the agent has one thread, and no descriptor table is unshared.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.during("make the template's namespace")?;
-        let built = build(root, &mounts);
+        let built = build(settings.root, settings.kernel);
         let namespace =
             rustix::fs::openat(&namespaces, "mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .during("open the template's namespace");
         enter(&own).during("return to the agent's namespace")?;
-        Ok((Self { namespace: namespace? }, built?))
+        let memory = match settings.kernel {
+            // By default half of the guest's memory, which is not all there is to the host.
+            Kernel::Own => "mode=1777".to_owned(),
+            Kernel::Shared => format!("mode=1777,size={}", settings.memory_bytes / 2),
+        };
+        let memory = CString::new(memory).expect("digits");
+        Ok((Self { namespace: namespace?, kernel: settings.kernel, memory }, built?))
     }
 
     /// In a task's init: enters a copy of the template and mounts what is the task's own. The
@@ -88,14 +98,20 @@ impl Template {
         // SAFETY: the task's init has one thread, and no descriptor table is unshared.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP) }
             .during("copy the template's namespace")?;
-        fresh("proc", "/proc", NOTHING, None).during("mount /proc")?;
-        fresh("tmpfs", "/tmp", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=1777"))
+        match self.kernel {
+            Kernel::Own => fresh("proc", "/proc", NOTHING, None).during("mount /proc")?,
+            Kernel::Shared => replace_proc().during("mount /proc")?,
+        }
+        fresh("tmpfs", "/tmp", MountFlags::NOSUID | MountFlags::NODEV, Some(&self.memory))
             .during("mount /tmp")?;
-        fresh("tmpfs", "/dev/shm", NOTHING, Some(c"mode=1777")).during("mount /dev/shm")?;
+        fresh("tmpfs", "/dev/shm", NOTHING, Some(&self.memory)).during("mount /dev/shm")?;
         let terminals = MountFlags::NOSUID | MountFlags::NOEXEC;
         // The kernel's count of terminals is one for all: no task may use it up.
         let options = c"gid=5,mode=620,ptmxmode=666,max=256";
         fresh("devpts", "/dev/pts", terminals, Some(options)).during("mount /dev/pts")?;
+        if self.kernel == Kernel::Shared {
+            return Ok(());
+        }
         // Language runtimes size their heaps by what they find here.
         fresh("cgroup2", "/sys/fs/cgroup", NOTHING | MountFlags::RDONLY, None)
             .during("mount /sys/fs/cgroup")
@@ -108,18 +124,61 @@ pub(super) fn seal_proc() -> Result<(), SetupError> {
         .during("make /proc read-only")
 }
 
-fn build(root: &Path, mounts: &[Vec<u8>]) -> Result<Rules, SetupError> {
+fn build(root: &Path, kernel: Kernel) -> Result<Rules, SetupError> {
+    // Read, and taken, while they are there.
+    let mounts = mount_points()?;
+    let taken = Taken::take(kernel)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .during("cut the template off from the agent's mounts")?;
-    let tree = open_tree(
-        CWD,
-        root,
-        OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_RECURSIVE,
-    )
-    .during("take the guest root")?;
+    let tree = clone(root, OpenTreeFlags::AT_RECURSIVE).during("take the sandbox's root")?;
+    match kernel {
+        Kernel::Own => cover_root(&tree, &mounts)?,
+        Kernel::Shared => change_root(&tree).during("change to the sandbox's root")?,
+    }
+    chdir("/").during("enter the sandbox's root")?;
 
+    mount_remount("/", MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV, "")
+        .during("make the sandbox's root nosuid and nodev")?;
+    for directory in ["/dev", "/sys", "/proc", "/tmp"] {
+        directory_at(directory, 0o755).during("make a mount point in the sandbox's root")?;
+    }
+    let mask = umask(Mode::empty());
+    let made = devices(&taken);
+    umask(mask);
+    made?;
+    match &taken.processes {
+        // The host's kernel has much in /sys that is nobody's business.
+        Some(processes) => attach(processes, "/proc").during("mount /proc in the template")?,
+        None => {
+            fresh("sysfs", "/sys", NOTHING | MountFlags::RDONLY, None).during("mount /sys")?;
+        }
+    }
+    Rules::make()
+}
+
+/// What the host's kernel does not let the agent make, but have again.
+#[derive(Debug, Default)]
+struct Taken {
+    devices: Vec<OwnedFd>,
+    /// A `/proc` of the agent's. The kernel lets a task's init mount its own only where there is
+    /// one in sight (fs/namespace.c, `mnt_already_visible`).
+    processes: Option<OwnedFd>,
+}
+
+impl Taken {
+    fn take(kernel: Kernel) -> Result<Self, SetupError> {
+        if kernel == Kernel::Own {
+            return Ok(Self::default());
+        }
+        let devices = DEVICES.iter().map(|(path, ..)| clone(*path, OpenTreeFlags::empty()));
+        let devices = devices.collect::<rustix::io::Result<_>>().during("take the devices")?;
+        let processes = Some(detached_proc().during("make the template's /proc")?);
+        Ok(Self { devices, processes })
+    }
+}
+
+/// For a root that cannot be moved away.
+fn cover_root(tree: &OwnedFd, mounts: &[Vec<u8>]) -> Result<(), SetupError> {
     // What the agent has mounted would otherwise be copied into each task, out of reach of its
     // paths but not out of the kernel's way. Children come after their parents in the list.
     for point in mounts.iter().rev().filter(|point| point.as_slice() != b"/") {
@@ -132,36 +191,30 @@ fn build(root: &Path, mounts: &[Vec<u8>]) -> Result<Rules, SetupError> {
 
     // pivot_root refuses to move an initramfs away. Mounted exactly on "/" the guest root hides
     // it just as well: ".." stops at the lowest of the mounts that are stacked there.
-    move_mount(&tree, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .during("mount the guest root on /")?;
-    fchdir(&tree).during("enter the guest root")?;
-    chroot(".").during("make the guest root the root")?;
-    chdir("/").during("enter the guest root")?;
-
-    mount_remount("/", MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV, "")
-        .during("make the guest root nosuid and nodev")?;
-    for directory in ["/dev", "/sys", "/proc", "/tmp"] {
-        directory_at(directory, 0o755).during("make a mount point in the guest root")?;
-    }
-    let mask = umask(Mode::empty());
-    let made = devices();
-    umask(mask);
-    made?;
-    fresh("sysfs", "/sys", NOTHING | MountFlags::RDONLY, None).during("mount /sys")?;
-    Rules::make()
+    attach(tree, "/").during("mount the guest root on /")?;
+    fchdir(tree).during("enter the guest root")?;
+    chroot(".").during("make the guest root the root")
 }
 
-fn devices() -> Result<(), SetupError> {
+fn change_root(tree: &OwnedFd) -> rustix::io::Result<()> {
+    attach(tree, "/")?;
+    fchdir(tree)?;
+    // The old root is mounted over the new one afterwards (pivot_root(2)).
+    pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)
+}
+
+fn devices(taken: &Taken) -> Result<(), SetupError> {
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     fresh("tmpfs", "/dev", flags, Some(c"mode=755,size=64k")).during("mount /dev")?;
-    for (path, major, minor) in DEVICES {
-        let device = rustix::fs::makedev(major, minor);
-        mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)
-            .during("make the devices")?;
+    for ((path, ..), device) in DEVICES.iter().zip(&taken.devices) {
+        mknodat(CWD, *path, FileType::RegularFile, Mode::empty(), 0)
+            .and_then(|()| attach(device, path))
+            .during("have the host's devices")?;
     }
-    let tty = Gid::from_raw(5);
-    chownat(CWD, "/dev/tty", Some(Uid::ROOT), Some(tty), rustix::fs::AtFlags::empty())
-        .during("give /dev/tty to its group")?;
+    if taken.devices.is_empty() {
+        make_devices()?;
+    }
     for (target, path) in LINKS {
         symlink(target, path).during("make the links in /dev")?;
     }
@@ -171,6 +224,42 @@ fn devices() -> Result<(), SetupError> {
     // Shared by all tasks, so none may write names into it. Devices stay writable.
     mount_remount("/dev", MountFlags::BIND | MountFlags::RDONLY | flags, "")
         .during("make /dev read-only")
+}
+
+fn make_devices() -> Result<(), SetupError> {
+    for (path, major, minor) in DEVICES {
+        let device = rustix::fs::makedev(major, minor);
+        mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)
+            .during("make the devices")?;
+    }
+    let tty = Gid::from_raw(5);
+    chownat(CWD, "/dev/tty", Some(Uid::ROOT), Some(tty), rustix::fs::AtFlags::empty())
+        .during("give /dev/tty to its group")
+}
+
+/// The task's own `/proc` in the place of the template's, which it is not to find below.
+fn replace_proc() -> rustix::io::Result<()> {
+    let processes = detached_proc()?;
+    unmount("/proc", UnmountFlags::DETACH)?;
+    attach(&processes, "/proc")
+}
+
+fn detached_proc() -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+fn clone(path: impl rustix::path::Arg, flags: OpenTreeFlags) -> rustix::io::Result<OwnedFd> {
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, path, flags | clone)
+}
+
+fn attach(tree: &OwnedFd, at: &str) -> rustix::io::Result<()> {
+    move_mount(tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 fn fresh(

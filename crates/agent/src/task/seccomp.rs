@@ -15,6 +15,8 @@ use super::error::{During, SetupError};
 type Rules = Vec<(libc::c_long, Vec<SeccompRule>)>;
 type Compiled<T> = Result<T, seccompiler::BackendError>;
 
+const COMPILE: &str = "compile the seccomp filters";
+
 /// The programs, compiled once at boot.
 #[derive(Debug)]
 pub(super) struct Filters(Vec<BpfProgram>);
@@ -22,16 +24,29 @@ pub(super) struct Filters(Vec<BpfProgram>);
 impl Filters {
     /// Compiles them for this machine.
     pub(super) fn compile() -> Result<Self, SetupError> {
-        Self::try_compile().map_err(std::io::Error::other).during("compile the seccomp filters")
+        refused()
+            .and_then(|refused| Self::of(refused, absent()))
+            .map_err(std::io::Error::other)
+            .during(COMPILE)
     }
 
-    fn try_compile() -> Compiled<Self> {
-        let mut absent = program(absent(), libc::ENOSYS)?;
+    /// Filters the agent of a host, and with it all tasks: should it be taken over, the host's
+    /// kernel is what the filter stands before.
+    pub(super) fn enforce_on_agent() -> Result<(), SetupError> {
+        let refused = without_conditions(REFUSED_TO_ALL);
+        Self::of(refused, without_conditions(&ABSENT_TO_ALL))
+            .map_err(std::io::Error::other)
+            .during(COMPILE)?
+            .enforce()
+    }
+
+    fn of(refused: Rules, absent: Rules) -> Compiled<Self> {
+        let mut absent = program(absent, libc::ENOSYS)?;
         if cfg!(target_arch = "x86_64") {
             absent.splice(0..0, x32_is_absent());
         }
         Ok(Self(vec![
-            program(refused()?, libc::EPERM)?,
+            program(refused, libc::EPERM)?,
             program(unsupported_sockets()?, libc::EAFNOSUPPORT)?,
             absent,
         ]))
@@ -60,7 +75,7 @@ fn program(rules: Rules, errno: libc::c_int) -> Compiled<BpfProgram> {
 
 /// EPERM: it is there, and not for a task.
 fn refused() -> Compiled<Rules> {
-    let mut rules: Rules = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
+    let mut rules = without_conditions(&[REFUSED_TO_ALL, REFUSED_TO_TASKS].concat());
     // New namespaces bring capabilities over themselves, and so half of the kernel into reach.
     rules.push((libc::SYS_clone, one_of_bits(0, &NAMESPACES)?));
     rules.push((libc::SYS_unshare, one_of_bits(0, &[&NAMESPACES[..], &[CLONE_NEWTIME]].concat())?));
@@ -78,7 +93,8 @@ fn refused() -> Compiled<Rules> {
     Ok(rules)
 }
 
-const REFUSED: &[libc::c_long] = &[
+/// What not even the agent of a host calls.
+const REFUSED_TO_ALL: &[libc::c_long] = &[
     // Programs for the kernel, and counters that see through address randomisation.
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
@@ -88,18 +104,6 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_keyctl,
     // Stops the kernel in the middle of a copy: the handle of many exploits.
     libc::SYS_userfaultfd,
-    // What is mounted is the sandbox.
-    libc::SYS_mount,
-    libc::SYS_umount2,
-    libc::SYS_pivot_root,
-    libc::SYS_fsopen,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fspick,
-    libc::SYS_move_mount,
-    libc::SYS_open_tree,
-    libc::SYS_mount_setattr,
-    libc::SYS_setns,
     // Opens by inode number, past every directory and rule.
     libc::SYS_name_to_handle_at,
     libc::SYS_open_by_handle_at,
@@ -125,6 +129,21 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_iopl,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_ioperm,
+];
+
+/// What is mounted is the sandbox, and the agent makes it.
+const REFUSED_TO_TASKS: &[libc::c_long] = &[
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_mount_setattr,
+    libc::SYS_setns,
 ];
 
 /// EAFNOSUPPORT: callers of socket() know this answer and do without. AF_VSOCK leads to the host;
@@ -155,16 +174,17 @@ fn unsupported_sockets() -> Compiled<Rules> {
 }
 
 /// ENOSYS: as in a kernel without it, for which callers have another way. clone3 passes its flags
-/// in memory, where a filter cannot look; io_uring would do what the filter refuses.
+/// in memory, where a filter cannot look.
 fn absent() -> Rules {
-    [
-        libc::SYS_clone3,
-        libc::SYS_io_uring_setup,
-        libc::SYS_io_uring_enter,
-        libc::SYS_io_uring_register,
-    ]
-    .map(|call| (call, Vec::new()))
-    .to_vec()
+    without_conditions(&[&ABSENT_TO_ALL[..], &[libc::SYS_clone3]].concat())
+}
+
+/// io_uring would do what the filter refuses.
+const ABSENT_TO_ALL: [libc::c_long; 3] =
+    [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
+
+fn without_conditions(calls: &[libc::c_long]) -> Rules {
+    calls.iter().map(|call| (*call, Vec::new())).collect()
 }
 
 /// The calls of the x32 ABI are the same ones under numbers that the rules do not name.
@@ -272,7 +292,7 @@ mod tests {
 
     #[test]
     fn dangerous_calls_are_refused() {
-        for call in REFUSED {
+        for call in REFUSED_TO_ALL.iter().chain(REFUSED_TO_TASKS) {
             assert_eq!(errno_of(*call, [0; 3]), libc::EPERM, "call {call}");
         }
     }

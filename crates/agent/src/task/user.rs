@@ -9,8 +9,9 @@ use std::io::Read;
 use rustix::fs::{Mode, OFlags};
 use wire::op::{ErrorCode, OpError};
 
-/// The task's user namespace maps these ids and no others.
-pub(super) const IDS: u32 = 65_536;
+/// The task's user namespace maps these ids and no others. The next one, the last of 16 bits, which
+/// means "none" to old calls and so owns nothing, is left for the task's init.
+pub(super) const IDS: u32 = 65_535;
 /// The user of a request that names none.
 const DEFAULT_ID: u32 = 1000;
 /// A hostile file must not fill the memory of the task before its command runs.
@@ -229,7 +230,7 @@ mod tests {
 
     #[test]
     fn ids_outside_of_the_map_are_refused_however_they_come() {
-        assert_eq!(find("65536").unwrap_err().code, ErrorCode::Invalid);
+        assert_eq!(find("65535").unwrap_err().code, ErrorCode::Invalid);
         assert_eq!(find("99999999999999").unwrap_err().code, ErrorCode::Invalid);
         assert_eq!(find("dev:70000").unwrap_err().code, ErrorCode::Invalid);
         assert_eq!(find("far").unwrap_err().code, ErrorCode::NotFound);

@@ -62,7 +62,10 @@ fn obey(
     orders: Orders,
     fds: Vec<OwnedFd>,
 ) -> Result<Report, OpError> {
-    let Orders { entry, user, cwd, env, terminal: wants_terminal } = orders;
+    let Orders { entry, user, cwd, env, terminal: wants_terminal, limits } = orders;
+    if let Some(limits) = limits {
+        limits.apply().map_err(|error| failed("set the task's limits", error))?;
+    }
     let user = User::find(user.as_ref().map(wire::text::Text::as_bytes))?;
     let mut fds = fds.into_iter();
     let command = match entry {

@@ -48,10 +48,10 @@ fn described(report: &Value, usable: bool) -> String {
                 lines.push(("", "  weaker".into(), text(note)));
             }
         } else {
-            lines.push(("MISSING", name, text(&engine["reason"])));
+            let mark = if usable { "no" } else { "MISSING" };
+            lines.push((mark, name, format!("{isolation}; {}", text(&engine["reason"]))));
         }
     }
-    lines.push(("", "/dev/kvm".into(), text(&report["kvm"])));
     for name in ["kernel", "image"] {
         let mark = if report[name]["ok"] == true { "ok" } else { "MISSING" };
         lines.push((mark, name.into(), text(&report[name]["detail"])));
@@ -99,7 +99,7 @@ mod tests {
 
     fn report(engine: &Value) -> Value {
         json!({
-            "version": "1", "engines": [engine], "kvm": "there is no /dev/kvm",
+            "version": "1", "engines": [engine],
             "kernel": {"ok": true, "detail": "abc"}, "image": {"ok": false, "detail": "not built"},
             "disk_free_mb": null, "memory_available_mb": 2048, "cpus": 2, "advice": ["do this"],
         })
@@ -124,7 +124,7 @@ mod tests {
         let engine = json!({"name": "qemu", "isolation": "emulated", "verdict": "unusable",
             "reason": "it is not on PATH", "remedy": "do this"});
         let text = described(&report(&engine), false);
-        assert!(text.contains("MISSING engine qemu   it is not on PATH\n"), "{text}");
+        assert!(text.contains("MISSING engine qemu   emulated; it is not on PATH\n"), "{text}");
         assert!(text.contains("MISSING image         not built\n"), "{text}");
         assert!(text.contains("What to do:\n  - do this\n"), "{text}");
         assert!(text.ends_with("Nothing can run here yet.\n"), "{text}");

@@ -68,20 +68,25 @@ struct MachineArgs {
     memory: u32,
 
     /// Root file system: the name of an image, or the path of an EROFS, ext4 or tar file
-    #[arg(long, value_name = "NAME|PATH", default_value = "base", env = "SANDFORGE_IMAGE")]
-    image: OsString,
+    /// [default: base]
+    #[arg(long, value_name = "NAME|PATH", env = "SANDFORGE_IMAGE")]
+    image: Option<OsString>,
 
     /// A kernel of your own: an ELF with a PVH entry, or a bzImage
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
 
     /// What runs the machine, by name; `sandforge doctor` lists them [default: the strongest]
+    ///
+    /// `process` runs the command on this computer's own kernel and says what that does not protect
+    /// from.
     #[arg(long, value_name = "NAME", env = "SANDFORGE_ENGINE")]
     engine: Option<String>,
 
-    /// The weakest isolation that will do: vm, emulated or process
-    #[arg(long, value_name = "TIER", default_value = "emulated", env = "SANDFORGE_MIN_ISOLATION")]
-    min_isolation: Isolation,
+    /// The weakest isolation that will do: vm, emulated or process [default: emulated, or that of
+    /// --engine]
+    #[arg(long, value_name = "TIER", env = "SANDFORGE_MIN_ISOLATION")]
+    min_isolation: Option<Isolation>,
 
     /// Call the machine so [default: its id]
     #[arg(long)]
@@ -212,14 +217,13 @@ impl RunArgs {
     }
 
     pub(crate) fn run(self, context: &Context) -> Result<u8, Failure> {
-        let image = match self.machine.image.to_str() {
+        let image = self.machine.image.map(|image| match image.to_str() {
             Some(text) => text.parse().unwrap_or_default(),
-            None => ImageRef::Path(self.machine.image.clone().into()),
-        };
-        let defaults = SandboxSpec::default();
+            None => ImageRef::Path(image.into()),
+        });
         let spec = SandboxSpec {
             name: self.machine.name,
-            cpus: self.machine.cpu.unwrap_or(defaults.cpus),
+            cpus: self.machine.cpu,
             memory_mb: self.machine.memory,
             image,
             kernel: self.machine.kernel,

@@ -7,7 +7,7 @@ use supervisor::wire::op::{
 };
 use supervisor::{LinkError, Sandbox};
 
-use crate::support::{put, refusal, sh, shell, with_guest};
+use crate::support::{put, refusal, sh, shell, with_sandbox};
 
 async fn start(guest: &Sandbox, name: &str, line: &str) -> ExecReply {
     let mut detached = shell(line);
@@ -31,7 +31,7 @@ async fn attach(
 
 #[test]
 fn a_detached_process_answers_at_once_and_keeps_its_output() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let line = "echo one; read go; echo two; exit 5";
         assert_eq!(start(guest, "job", line).await.outcome, Outcome::Running);
         while attach(guest, "job", 0, false).await.unwrap().0 != "one\n" {
@@ -48,7 +48,7 @@ fn a_detached_process_answers_at_once_and_keeps_its_output() {
 
 #[test]
 fn detached_processes_are_listed_and_can_be_signalled() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         start(guest, "server", "sleep 300").await;
         let ProcessList { processes } = guest.guest().ask(&Processes {}).await.unwrap();
         assert_eq!(processes.len(), 1);
@@ -62,7 +62,7 @@ fn detached_processes_are_listed_and_can_be_signalled() {
 
 #[test]
 fn a_server_of_one_task_is_reached_by_another() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         start(guest, "web", "cd /etc && exec python3 -m http.server 8000 --bind 127.0.0.1").await;
         let fetch = "for i in $(seq 100); do \
                      curl -sf http://localhost:8000/hostname && exit 0; sleep 0.2; done; exit 1";
@@ -72,7 +72,7 @@ fn a_server_of_one_task_is_reached_by_another() {
 
 #[test]
 fn a_name_is_used_once_and_an_unknown_one_is_refused() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         start(guest, "job", "sleep 300").await;
         let mut again = shell("true");
         again.process = "job".into();
@@ -85,7 +85,7 @@ fn a_name_is_used_once_and_an_unknown_one_is_refused() {
 
 #[test]
 fn a_log_that_is_full_drops_the_oldest_and_says_how_much() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut noisy = shell("head -c 100000 /dev/zero | tr '\\0' a; echo END");
         noisy.process = "noisy".into();
         noisy.detach = true;

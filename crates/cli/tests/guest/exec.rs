@@ -8,8 +8,11 @@ use supervisor::wire::op::{
 };
 use supervisor::wire::text::{Secret, Text};
 
-use crate::support::{argv, env, exec, refusal, run, sh, shell, try_run, with_guest, with_spec};
+use crate::support::{
+    argv, env, exec, refusal, run, sh, shell, try_run, with_guest, with_sandbox, with_spec,
+};
 
+/// A guest's alone: what it is about.
 #[test]
 fn a_shell_line_runs_in_a_kernel_of_its_own() {
     with_guest(async |guest| {
@@ -23,7 +26,7 @@ fn a_shell_line_runs_in_a_kernel_of_its_own() {
 
 #[test]
 fn outputs_are_apart_and_the_code_is_the_command_s() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let ran = sh(guest, "echo out; echo err >&2; exit 3").await;
         assert_eq!(ran.stdout, "out\n");
         assert_eq!(ran.stderr, "err\n");
@@ -33,7 +36,7 @@ fn outputs_are_apart_and_the_code_is_the_command_s() {
 
 #[test]
 fn arguments_arrive_as_they_are() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let odd = Text::new(b"a b\n\"'$HOME\\ \xff\xfe".to_vec()).unwrap();
         let command = vec![Text::from("/bin/printf"), Text::from("%s|%s|"), Text::from(""), odd];
         let process = guest.guest().exec(&exec(Command::Argv(command))).unwrap();
@@ -44,7 +47,7 @@ fn arguments_arrive_as_they_are() {
 
 #[test]
 fn the_environment_is_what_was_given_and_little_more() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut with_env = argv(&["env"]);
         with_env.env = env(&[("GREETING", "hello world"), ("EMPTY", "")]);
         let bytes = Secret::new(b"\xf0\x28".to_vec()).unwrap();
@@ -62,7 +65,7 @@ fn the_environment_is_what_was_given_and_little_more() {
 
 #[test]
 fn tasks_run_as_an_ordinary_user_in_the_workspace() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let out = sh(guest, "id -u; pwd; echo $HOME; touch x && stat -c %u x").await.ok();
         assert_eq!(out, "1000\n/workspace\n/home/agent\n1000\n");
     });
@@ -70,7 +73,7 @@ fn tasks_run_as_an_ordinary_user_in_the_workspace() {
 
 #[test]
 fn root_is_had_by_asking() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut as_root = shell("id -u; touch /root/x && chown 1000 /root/x && stat -c %u /root/x");
         as_root.user = Some(Text::from("root"));
         assert_eq!(run(guest, as_root).await.ok(), "0\n1000\n");
@@ -84,7 +87,7 @@ fn root_is_had_by_asking() {
 
 #[test]
 fn the_directory_is_the_one_asked_for() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut elsewhere = shell("pwd");
         elsewhere.cwd = Some(Text::from("/usr/lib"));
         assert_eq!(run(guest, elsewhere).await.ok(), "/usr/lib\n");
@@ -97,7 +100,7 @@ fn the_directory_is_the_one_asked_for() {
 
 #[test]
 fn an_unknown_command_and_an_unusable_one_are_told_apart() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let ran = run(guest, argv(&["no-such-command"])).await;
         assert!(matches!(ran.outcome, Outcome::NotFound { .. }), "{ran:?}");
         let ran = run(guest, argv(&["/etc/passwd"])).await;
@@ -107,7 +110,7 @@ fn an_unknown_command_and_an_unusable_one_are_told_apart() {
 
 #[test]
 fn input_reaches_the_command_and_its_end_does_too() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut cat = argv(&["sha256sum"]);
         cat.stdin = true;
         let process = guest.guest().exec(&cat).unwrap();
@@ -126,12 +129,12 @@ fn input_reaches_the_command_and_its_end_does_too() {
 
 #[test]
 fn without_input_there_is_the_end_of_it() {
-    with_guest(async |guest| assert_eq!(sh(guest, "cat | wc -c").await.ok(), "0\n"));
+    with_sandbox(async |guest| assert_eq!(sh(guest, "cat | wc -c").await.ok(), "0\n"));
 }
 
 #[test]
 fn a_signal_reaches_the_command_and_its_children() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let sleeper = shell("trap 'echo caught; exit 7' TERM; echo up; sleep 60 & wait");
         let process = guest.guest().exec(&sleeper).unwrap();
         let out = process.stdout();
@@ -145,7 +148,7 @@ fn a_signal_reaches_the_command_and_its_children() {
 
 #[test]
 fn a_command_killed_by_a_signal_says_which() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let ran = sh(guest, "kill -SEGV $$").await;
         assert_eq!(ran.outcome, Outcome::Signaled { signal: 11 });
     });
@@ -153,7 +156,7 @@ fn a_command_killed_by_a_signal_says_which() {
 
 #[test]
 fn time_is_up_with_term_and_then_with_kill() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut polite = shell("sleep 60");
         polite.timeout_ms = Some(300);
         let begun = Instant::now();
@@ -171,7 +174,7 @@ fn time_is_up_with_term_and_then_with_kill() {
 
 #[test]
 fn nothing_of_a_command_outlives_it() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let begun = Instant::now();
         let ran = sh(guest, "sleep 300 & echo left it behind").await;
         assert_eq!(ran.ok(), "left it behind\n");
@@ -183,7 +186,7 @@ fn nothing_of_a_command_outlives_it() {
 
 #[test]
 fn a_terminal_has_a_size_that_changes_and_one_output() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut terminal = shell("stty size; read line; stty size; tty >&2; echo \"got $line\"");
         terminal.tty = Some(WindowSize { rows: 24, cols: 80 });
         terminal.stdin = true;
@@ -205,7 +208,7 @@ fn a_terminal_has_a_size_that_changes_and_one_output() {
 
 #[test]
 fn a_closed_input_ends_a_terminal_s_reader() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut terminal = argv(&["cat"]);
         terminal.tty = Some(WindowSize { rows: 24, cols: 80 });
         terminal.stdin = true;
@@ -221,7 +224,7 @@ fn a_closed_input_ends_a_terminal_s_reader() {
 
 #[test]
 fn dropping_a_call_kills_its_command() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let process = guest.guest().exec(&shell("touch started; sleep 300")).unwrap();
         while sh(guest, "test -e /workspace/started").await.code() != Some(0) {}
         drop(process);
@@ -238,13 +241,13 @@ fn dropping_a_call_kills_its_command() {
 
 #[test]
 fn a_machine_has_the_processors_that_were_asked_for() {
-    let spec = SandboxSpec { cpus: 2, memory_mb: 512, ..SandboxSpec::default() };
-    with_spec(spec, async |guest| assert_eq!(sh(guest, "nproc").await.ok(), "2\n"));
+    let spec = SandboxSpec { cpus: Some(2), memory_mb: 512, ..SandboxSpec::default() };
+    with_spec(&spec, async |guest| assert_eq!(sh(guest, "nproc").await.ok(), "2\n"));
 }
 
 #[test]
 fn the_clock_is_the_host_s() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let out = sh(guest, "date +%s").await.ok();
         let guest_time: i64 = out.trim().parse().unwrap();
         let host_time = std::time::SystemTime::now()

@@ -7,7 +7,7 @@ use supervisor::wire::op::{
 };
 use supervisor::wire::text::Text;
 
-use crate::support::{get, put, refusal, sh, with_guest};
+use crate::support::{get, put, refusal, sh, with_sandbox};
 
 fn write(path: &str) -> Write {
     Write { path: Text::from(path), at: WriteAt::Replace, mode: 0o644, parents: false, user: None }
@@ -23,7 +23,7 @@ fn stat(path: &str) -> Stat {
 
 #[test]
 fn what_is_written_is_read_in_whole_and_in_part() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let content: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
         let done = put(guest, &write("/workspace/data"), &content).await.unwrap();
         assert_eq!(done.bytes, 300_000);
@@ -37,7 +37,7 @@ fn what_is_written_is_read_in_whole_and_in_part() {
 
 #[test]
 fn writes_append_and_patch() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         put(guest, &write("/workspace/f"), b"hello").await.unwrap();
         let append = Write { at: WriteAt::Append, ..write("/workspace/f") };
         put(guest, &append, b" world").await.unwrap();
@@ -49,7 +49,7 @@ fn writes_append_and_patch() {
 
 #[test]
 fn trees_are_made_listed_moved_and_removed() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let ask = guest.guest();
         let path = |path: &str| Text::from(path);
         ask.ask(&Mkdir {
@@ -87,22 +87,22 @@ fn trees_are_made_listed_moved_and_removed() {
 
 #[test]
 fn file_operations_have_the_task_s_rights_and_no_more() {
-    with_guest(async |guest| {
-        let error = refusal(put(guest, &write("/etc/motd"), b"x").await);
+    with_sandbox(async |guest| {
+        let error = refusal(put(guest, &write("/root/note"), b"x").await);
         assert_eq!(error.code, ErrorCode::PermissionDenied);
         let error = refusal(get(guest, &read("/etc/shadow")).await);
         assert_eq!(error.code, ErrorCode::PermissionDenied);
         // A link that a task left does not lend the agent's rights.
         sh(guest, "ln -s /etc/shadow trap").await.ok();
         assert!(get(guest, &read("/workspace/trap")).await.is_err());
-        let as_root = Write { user: Some(Text::from("root")), ..write("/etc/motd") };
+        let as_root = Write { user: Some(Text::from("root")), ..write("/root/note") };
         put(guest, &as_root, b"hi").await.unwrap();
     });
 }
 
 #[test]
 fn relative_and_missing_paths_are_refused() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         assert_eq!(refusal(get(guest, &read("etc/passwd")).await).code, ErrorCode::Invalid);
         let error = refusal(get(guest, &read("/no/such")).await);
         assert_eq!(error.code, ErrorCode::NotFound);
@@ -113,7 +113,7 @@ fn relative_and_missing_paths_are_refused() {
 
 #[test]
 fn a_tar_goes_in_and_comes_out_the_same() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let make = "mkdir -p t/dir && echo hi > t/dir/file && chmod 750 t/dir/file && \
                     ln -s dir/file t/link && tar -C t -cf in.tar . && sha256sum t/dir/file";
         sh(guest, make).await.ok();
@@ -132,7 +132,7 @@ fn a_tar_goes_in_and_comes_out_the_same() {
 
 #[test]
 fn a_tar_that_would_leave_its_directory_is_refused() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let make = "mkdir e && cd e && echo evil > x && tar --transform 's,^,../../../tmp/,' -P \
                     -cf ../evil.tar x";
         sh(guest, make).await.ok();
@@ -144,7 +144,7 @@ fn a_tar_that_would_leave_its_directory_is_refused() {
 
 #[test]
 fn a_read_only_copy_is_not_the_task_s_to_change() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         sh(guest, "mkdir t && echo hi > t/f && chmod 666 t/f && tar -C t -cf in.tar .").await.ok();
         let archive = get(guest, &read("/workspace/in.tar")).await.unwrap();
         let tar_in =
@@ -159,7 +159,7 @@ fn a_read_only_copy_is_not_the_task_s_to_change() {
 
 #[test]
 fn changes_are_watched() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let watch = Watch { path: Text::from("/workspace"), recursive: true, user: None };
         let call = guest.guest().call(&watch).unwrap();
         let (input, output) = (call.input(), call.output());
@@ -204,7 +204,7 @@ impl Events {
 
 #[test]
 fn a_full_disk_is_said_and_leaves_nothing() {
-    with_guest(async |guest: &Sandbox| {
+    with_sandbox(async |guest: &Sandbox| {
         // The root's changes live in memory: more than there is cannot be written.
         let big = vec![0_u8; 1 << 20];
         let call = guest.guest().call(&write("/dev/shm/big")).unwrap();

@@ -4,7 +4,7 @@ use supervisor::Sandbox;
 use supervisor::wire::op::{Exec, Limits, Outcome};
 use supervisor::wire::text::Text;
 
-use crate::support::{run, sh, shell, with_guest};
+use crate::support::{run, sh, shell, with_guest, with_sandbox};
 
 /// The same line as the ordinary user and as the sandbox's root.
 fn both(line: &str) -> [Exec; 2] {
@@ -32,7 +32,7 @@ async fn python_fails_with(guest: &Sandbox, code: &str, error: &str) {
 
 #[test]
 fn a_task_sees_its_own_processes_alone() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut other = shell("exec sleep 3333");
         other.process = "other".into();
         other.detach = true;
@@ -45,7 +45,7 @@ fn a_task_sees_its_own_processes_alone() {
 
 #[test]
 fn a_task_s_tmp_is_its_own() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut other =
             shell("echo private > /tmp/secret; echo ready > /workspace/ready; sleep 300");
         other.process = "other".into();
@@ -60,7 +60,7 @@ fn a_task_s_tmp_is_its_own() {
 
 #[test]
 fn vsock_is_out_of_reach() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let code = "import socket; socket.socket(40, socket.SOCK_STREAM)";
         python_fails_with(guest, code, "Error").await;
     });
@@ -68,7 +68,7 @@ fn vsock_is_out_of_reach() {
 
 #[test]
 fn the_carrier_and_the_disk_are_out_of_reach() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         neither_prints(guest, "ls /dev", "vport").await;
         neither_prints(guest, "ls /dev", "vda").await;
         for exec in both("mknod /tmp/port c 248 1 && cat /tmp/port") {
@@ -79,7 +79,7 @@ fn the_carrier_and_the_disk_are_out_of_reach() {
 
 #[test]
 fn mounting_is_denied() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         for line in [
             "mount -t tmpfs none /mnt",
             "mount --bind /etc /mnt",
@@ -96,7 +96,7 @@ fn mounting_is_denied() {
 
 #[test]
 fn dangerous_system_calls_are_denied() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         // bpf, keyctl, userfaultfd, io_uring_setup, perf_event_open, open_by_handle_at, kexec_load,
         // init_module, mount_setattr, fsopen.
         for call in [321, 250, 323, 425, 298, 304, 246, 175, 442, 430] {
@@ -112,7 +112,7 @@ fn dangerous_system_calls_are_denied() {
 
 #[test]
 fn privileges_are_gone_for_good() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let status = sh(guest, "cat /proc/self/status").await.ok();
         for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
             assert!(status.contains(line), "{status}");
@@ -123,7 +123,7 @@ fn privileges_are_gone_for_good() {
 
 #[test]
 fn kernel_settings_are_read_only_even_for_root() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         for exec in both(
             "for f in /proc/sys/kernel/core_pattern /proc/sys/vm/overcommit_memory \
              /proc/sysrq-trigger /sys/kernel/mm/transparent_hugepage/enabled; do \
@@ -135,6 +135,7 @@ fn kernel_settings_are_read_only_even_for_root() {
     });
 }
 
+/// A guest's alone: without a control group a task is refused memory, and not killed.
 #[test]
 fn a_task_beyond_its_memory_is_told_so() {
     with_guest(async |guest| {
@@ -148,7 +149,7 @@ fn a_task_beyond_its_memory_is_told_so() {
 
 #[test]
 fn a_task_beyond_the_guest_s_memory_leaves_the_agent_alive() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let ran = sh(guest, "python3 -c 'x = bytearray(2000 << 20)'").await;
         assert!(
             matches!(ran.outcome, Outcome::OutOfMemory { .. })
@@ -164,7 +165,7 @@ fn a_task_beyond_the_guest_s_memory_leaves_the_agent_alive() {
 /// Files in memory cannot be killed, so whatever else there is goes first.
 #[test]
 fn a_task_that_fills_the_memory_with_files_leaves_the_next_one_alone() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let fill =
             "head -c 1000000000 /dev/zero > /tmp/a; head -c 1000000000 /dev/zero > /dev/shm/b";
         let ran = sh(guest, fill).await;
@@ -177,7 +178,7 @@ fn a_task_that_fills_the_memory_with_files_leaves_the_next_one_alone() {
 
 #[test]
 fn a_fork_bomb_is_contained() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut bomb = shell("bomb() { bomb | bomb & }; bomb; sleep 2; echo survived");
         bomb.limits.pids = 50;
         bomb.timeout_ms = Some(10_000);
@@ -189,7 +190,7 @@ fn a_fork_bomb_is_contained() {
 
 #[test]
 fn the_agent_cannot_be_killed() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         for exec in both("kill -9 1; kill -9 -1; sleep 0.1; true") {
             run(guest, exec).await;
         }
@@ -199,7 +200,7 @@ fn the_agent_cannot_be_killed() {
 
 #[test]
 fn the_agent_is_not_to_be_seen() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         neither_prints(guest, "ls -d /init /run/sandforge 2>/dev/null", "/").await;
         neither_prints(guest, "ls -l /proc/*/exe 2>/dev/null", "/init").await;
     });
@@ -207,7 +208,7 @@ fn the_agent_is_not_to_be_seen() {
 
 #[test]
 fn there_is_no_network_but_loopback() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let out = sh(guest, "cat /proc/net/dev | tail -n +3 | cut -d: -f1 | tr -d ' '").await.ok();
         assert_eq!(out, "lo\n");
         let code = "import socket; socket.create_connection(('192.0.2.1', 80), 5)";
@@ -221,6 +222,7 @@ fn there_is_no_network_but_loopback() {
     });
 }
 
+/// A guest's alone: on a host `/etc` is the host's, and read-only.
 #[test]
 fn the_image_is_unchanged_by_what_a_task_writes() {
     with_guest(async |guest| {

@@ -1,9 +1,11 @@
 //! Tests that boot a guest: real kernel, real agent, real image. One body for every engine.
 
 mod detached;
+mod end;
 mod exec;
 mod files;
 mod isolation;
+mod process;
 mod stream;
 mod support;
 mod trust;

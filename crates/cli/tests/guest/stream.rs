@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use supervisor::wire::op::Outcome;
 
-use crate::support::{argv, sh, shell, with_guest};
+use crate::support::{argv, sh, shell, with_sandbox};
 
 #[test]
 fn a_lot_of_output_arrives_whole_in_constant_memory() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         const BYTES: u64 = 64 << 20;
         let before = resident();
         let process = guest.guest().exec(&shell(&format!("head -c {BYTES} /dev/zero"))).unwrap();
@@ -25,6 +25,35 @@ fn a_lot_of_output_arrives_whole_in_constant_memory() {
     });
 }
 
+#[test]
+fn a_hundred_megabytes_go_each_way() {
+    const BYTES: usize = 100 << 20;
+    with_sandbox(async |guest| {
+        let mut count = shell(&format!("head -c {BYTES} /dev/zero & wc -c >&2; wait"));
+        count.stdin = true;
+        let process = guest.guest().exec(&count).unwrap();
+        let (input, out, err) = (process.stdin(), process.stdout(), process.stderr());
+        let writing = async {
+            let chunk = vec![7; 1 << 20];
+            for _ in 0..BYTES / chunk.len() {
+                input.write(&chunk).await.unwrap();
+            }
+            input.finish();
+        };
+        let reading = async {
+            let mut total = 0;
+            while let Some(chunk) = out.read().await.unwrap() {
+                total += chunk.len();
+            }
+            total
+        };
+        let ((), received, err) = tokio::join!(writing, reading, err);
+        let counted = err.unwrap().unwrap().read_to_end().await.unwrap();
+        assert_eq!(received, BYTES);
+        assert_eq!(String::from_utf8(counted).unwrap(), format!("{BYTES}\n"));
+    });
+}
+
 /// Resident memory of this process in bytes.
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -33,7 +62,7 @@ fn resident() -> u64 {
 
 #[test]
 fn a_slow_reader_holds_nobody_up_and_loses_nothing() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let slow = guest.guest().exec(&shell("head -c 3000000 /dev/zero; echo; echo END")).unwrap();
         let out = slow.stdout();
         let first = out.read().await.unwrap().unwrap();
@@ -51,7 +80,7 @@ fn a_slow_reader_holds_nobody_up_and_loses_nothing() {
 
 #[test]
 fn a_reader_that_gives_up_breaks_the_pipe() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let process = guest.guest().exec(&argv(&["yes"])).unwrap();
         process.stdout().read().await.unwrap();
         drop(process);
@@ -61,7 +90,7 @@ fn a_reader_that_gives_up_breaks_the_pipe() {
 
 #[test]
 fn twenty_commands_at_once_do_not_mix() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let commands: Vec<_> =
             (0..20).map(|n| format!("for i in 1 2 3; do echo {n}; done")).collect();
         let mut running = Vec::new();
@@ -78,7 +107,7 @@ fn twenty_commands_at_once_do_not_mix() {
 
 #[test]
 fn an_echo_through_the_guest_is_faithful() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let mut cat = argv(&["cat"]);
         cat.stdin = true;
         let process = guest.guest().exec(&cat).unwrap();

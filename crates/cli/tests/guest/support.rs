@@ -1,25 +1,97 @@
 //! A guest in one line.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use supervisor::wire::op::{
     Command, Exec, ExecReply, Limits, OpError, Operation, Outcome, Transferred,
 };
 use supervisor::wire::text::{Secret, Text};
-use supervisor::{Launcher, LinkError, Sandbox, SandboxSpec, Supervisor};
+use supervisor::{EngineReport, Isolation, Launcher, LinkError, Sandbox, SandboxSpec, Supervisor};
 
-/// Runs `test` with a fresh guest of the strongest engine of this machine.
-pub(crate) fn with_guest(test: impl AsyncFnOnce(&Sandbox)) {
-    with_spec(SandboxSpec { cpus: 1, memory_mb: 512, ..SandboxSpec::default() }, test);
+/// Runs `test` with a fresh guest of each engine of this machine.
+pub(crate) fn with_guest(test: impl AsyncFnMut(&Sandbox)) {
+    with_spec(&SandboxSpec { cpus: Some(1), memory_mb: 512, ..SandboxSpec::default() }, test);
 }
 
-pub(crate) fn with_spec(spec: SandboxSpec, test: impl AsyncFnOnce(&Sandbox)) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let sandbox = supervisor().create(spec, &mut ()).await.expect("a guest");
+/// Runs `test` with a fresh sandbox of every tier: a guest of each engine, and one without a kernel
+/// of its own. For what holds in all of them.
+pub(crate) fn with_sandbox(mut test: impl AsyncFnMut(&Sandbox)) {
+    with_guest(&mut test);
+    with_process(test);
+}
+
+/// Runs `test` with a fresh sandbox on the host's kernel.
+pub(crate) fn with_process(test: impl AsyncFnOnce(&Sandbox)) {
+    if !has_process() {
+        return;
+    }
+    eprintln!("on engine {PROCESS}");
+    block_on(async {
+        let engine = Some(PROCESS.into());
+        let spec = SandboxSpec { engine, memory_mb: 512, ..SandboxSpec::default() };
+        let sandbox = supervisor().create(spec, &mut ()).await.expect("a sandbox");
         test(&sandbox).await;
         sandbox.destroy().await.expect("its end");
     });
+}
+
+/// The engine without machines.
+pub(crate) const PROCESS: &str = "process";
+
+/// Whether it runs here.
+pub(crate) fn has_process() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let found = block_on(supervisor().engine(PROCESS).expect("it is built in").available());
+        if let Err(reason) = &found {
+            eprintln!("not run on engine {PROCESS}: {reason}");
+        }
+        found.is_ok()
+    })
+}
+
+pub(crate) fn with_spec(spec: &SandboxSpec, mut test: impl AsyncFnMut(&Sandbox)) {
+    for engine in engines() {
+        eprintln!("on engine {engine}");
+        block_on(async {
+            let spec = SandboxSpec { engine: Some(engine.clone()), ..spec.clone() };
+            let sandbox = supervisor().create(spec, &mut ()).await.expect("a guest");
+            test(&sandbox).await;
+            sandbox.destroy().await.expect("its end");
+        });
+    }
+}
+
+/// A small guest of this engine.
+pub(crate) fn spec_of(engine: &str) -> SandboxSpec {
+    SandboxSpec {
+        cpus: Some(1),
+        memory_mb: 512,
+        engine: Some(engine.into()),
+        ..SandboxSpec::default()
+    }
+}
+
+/// The engines whose guests have a kernel of their own, of those that run here.
+pub(crate) fn engines() -> &'static [String] {
+    static ENGINES: OnceLock<Vec<String>> = OnceLock::new();
+    ENGINES.get_or_init(|| {
+        let doctor = block_on(supervisor().doctor());
+        let machines = |engine: &&EngineReport| engine.isolation >= Isolation::Emulated;
+        let (usable, unusable): (Vec<_>, Vec<_>) =
+            doctor.engines.iter().filter(machines).partition(|engine| engine.is_usable());
+        for engine in unusable {
+            eprintln!("not run on engine {}: {:?}", engine.name, engine.verdict);
+        }
+        assert!(!usable.is_empty(), "no engine runs here: {:?}", doctor.advice);
+        usable.into_iter().map(|engine| engine.name.to_owned()).collect()
+    })
+}
+
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(work)
 }
 
 pub(crate) fn supervisor() -> Supervisor {

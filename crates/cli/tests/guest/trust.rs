@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use engine::{Attachment, BootSpec, Carrier, Machine, RootDisk, SandboxBackend as _};
+use engine::{Attachment, BootSpec, Carrier, Guest, Machine, RootDisk, System};
 use supervisor::SandboxSpec;
 use supervisor::wire::connection::{Connection, Event, Side};
 use supervisor::wire::envelope::{Sealer, SigningKey, key_to_hex};
@@ -11,11 +11,14 @@ use supervisor::wire::handshake::{Hello, Scanner, knock};
 use supervisor::wire::op::{Clock, ErrorCode, GuestInfo, Info, OpError, Operation, Processes};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::support::{env, launcher, run, sh, shell, supervisor, with_guest};
+use crate::support::{
+    PROCESS, block_on, engines, env, has_process, run, sh, shell, supervisor, with_guest,
+    with_sandbox,
+};
 
 #[test]
 fn the_guest_says_what_it_is() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         let info: GuestInfo = guest.guest().ask(&Info {}).await.unwrap();
         assert_eq!(info.agent, env!("CARGO_PKG_VERSION"));
         assert!(info.landlock_abi >= 6, "{info:?}");
@@ -25,7 +28,7 @@ fn the_guest_says_what_it_is() {
 
 #[test]
 fn an_empty_exchange_is_answered() {
-    with_guest(async |guest| {
+    with_sandbox(async |guest| {
         assert!(guest.guest().ping().await.unwrap() < Duration::from_secs(10));
     });
 }
@@ -34,13 +37,16 @@ fn an_empty_exchange_is_answered() {
 fn two_guests_draw_different_random_numbers() {
     let draw = || {
         let mut drawn = String::new();
-        with_guest(async |guest| drawn = sh(guest, "head -c 16 /dev/urandom | base64").await.ok());
+        with_sandbox(async |guest| {
+            drawn = sh(guest, "head -c 16 /dev/urandom | base64").await.ok()
+        });
         drawn
     };
     assert_ne!(draw(), draw());
 }
 
 /// The canary is looked for wherever a careless step would leave it.
+/// A guest's alone: on a host the task is a process like others, whose environment root can read.
 #[test]
 fn a_secret_stays_in_the_task_s_environment() {
     const CANARY: &str = "canary-5f1e9d0c7b";
@@ -76,12 +82,11 @@ fn a_secret_stays_in_the_task_s_environment() {
 #[test]
 fn a_request_for_more_isolation_than_there_is_is_refused_before_a_boot() {
     let spec = SandboxSpec {
-        min_isolation: supervisor::Isolation::Vm,
+        min_isolation: Some(supervisor::Isolation::Vm),
         engine: Some("qemu".into()),
         ..SandboxSpec::default()
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let error = runtime.block_on(supervisor().create(spec, &mut ())).unwrap_err();
+    let error = block_on(supervisor().create(spec, &mut ())).unwrap_err();
     assert_eq!(error.kind(), supervisor::ErrorKind::Policy, "{error}");
 }
 
@@ -94,18 +99,32 @@ struct Raw {
     hello: Hello,
 }
 
+fn system(engine: &str) -> System {
+    if engine == PROCESS {
+        return System::Process { agent: image::boot::agent().unwrap() };
+    }
+    let store = image::Store::open_default().unwrap();
+    let root = store.resolve(&image::ImageRef::Name("base".into()), &mut ()).unwrap();
+    let assets = image::boot::assets(&store, &image::boot::Kernel::Ours, &mut ()).unwrap();
+    System::Guest(Guest {
+        kernel: assets.kernel,
+        initramfs: assets.initramfs,
+        root: RootDisk { file: root.file, file_system: root.fs.as_str() },
+    })
+}
+
+/// The names of all engines that run here.
+fn all_engines() -> impl Iterator<Item = &'static str> {
+    engines().iter().map(String::as_str).chain(has_process().then_some(PROCESS))
+}
+
 impl Raw {
-    async fn boot(key: &SigningKey) -> Self {
-        let store = image::Store::open_default().unwrap();
-        let root = store.resolve(&image::ImageRef::Name("base".into()), &mut ()).unwrap();
-        let assets = image::boot::assets(&store, &image::boot::Kernel::Ours, &mut ()).unwrap();
+    async fn boot(key: &SigningKey, engine: &str) -> Self {
         let spec = BootSpec {
             sandbox: "sb-raw".into(),
             cpus: 1,
             memory_mb: 256,
-            kernel: assets.kernel,
-            initramfs: assets.initramfs,
-            root: RootDisk { file: root.file, file_system: root.fs.as_str() },
+            system: system(engine),
             agent_arguments: vec![
                 "sandforge.id=sb-raw".into(),
                 format!("sandforge.key={}", key_to_hex(&key.verifying_key())),
@@ -113,7 +132,8 @@ impl Raw {
             attachment: Attachment::Owned,
             console: false,
         };
-        let mut machine = engine_qemu::Qemu::new(launcher()).boot(spec).await.unwrap();
+        let supervisor = supervisor();
+        let mut machine = supervisor.engine(engine).unwrap().boot(spec).await.unwrap();
         let mut carrier = machine.carrier().unwrap();
         let (connection, hello) = greet(&mut carrier).await;
         Self { _machine: machine, carrier, connection, hello }
@@ -189,10 +209,16 @@ fn seal<O: Operation>(sealer: &mut Sealer, operation: &O, expires_ms: u64) -> Ve
     sealer.seal(operation, expires_ms, &[1; 16]).unwrap().0.to_vec()
 }
 
-#[tokio::test]
-async fn the_agent_does_only_what_was_signed_for_it_once_and_in_time() {
+#[test]
+fn the_agent_does_only_what_was_signed_for_it_once_and_in_time() {
+    for engine in all_engines() {
+        block_on(only_what_was_signed(engine));
+    }
+}
+
+async fn only_what_was_signed(engine: &str) {
     let key = SigningKey::from_bytes(&[3; 32]);
-    let mut guest = Raw::boot(&key).await;
+    let mut guest = Raw::boot(&key, engine).await;
     assert_eq!(guest.hello.sequence, 0);
     let later = now_ms() + 60_000;
     let mut ours = Sealer::new(key.clone(), "sb-raw", 0);
@@ -226,10 +252,16 @@ async fn the_agent_does_only_what_was_signed_for_it_once_and_in_time() {
     assert_eq!(guest.send(&changed).await.unwrap_err().code, ErrorCode::BadSignature);
 }
 
-#[tokio::test]
-async fn a_host_that_takes_over_is_heard_and_goes_on_above_the_last_number() {
+#[test]
+fn a_host_that_takes_over_is_heard_and_goes_on_above_the_last_number() {
+    for engine in all_engines() {
+        block_on(taken_over(engine));
+    }
+}
+
+async fn taken_over(engine: &str) {
     let key = SigningKey::from_bytes(&[5; 32]);
-    let mut guest = Raw::boot(&key).await;
+    let mut guest = Raw::boot(&key, engine).await;
     let mut ours = Sealer::new(key, "sb-raw", 0);
     let info = seal(&mut ours, &Info {}, now_ms() + 60_000);
     guest.send(&info).await.unwrap();
