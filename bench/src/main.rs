@@ -1,9 +1,12 @@
 //! Prints the figures of docs/benchmarks.md, one table a measurement.
 //!
-//! `cargo run --release -p bench [cold|exec|stream|parallel]...`, all of them without a name.
-//! Figures are medians and 90th percentiles of runs in a row; see how loaded the machine was
-//! in the first line.
+//! `cargo run --release -p bench [cold|create|exec|process|stream|parallel]...`, all of them without a
+//! name; `kvm-boot` has to be asked for by its name. Figures are medians and 90th percentiles of
+//! runs in a row; see how loaded the machine was in the first line.
 #![forbid(unsafe_code)]
+
+mod create;
+mod kvm;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,14 +17,14 @@ use supervisor::wire::op::{self, Exec, Info, Limits};
 use supervisor::wire::text::Text;
 use supervisor::{Launcher, Sandbox, SandboxSpec, Supervisor};
 
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 const RUNS: usize = 10;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "__launch") {
-        return supervisor::launch::main();
+        return supervisor::qemu_monitor::main();
     }
     let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|word| word == name);
     let run = || -> Outcome {
@@ -29,14 +32,23 @@ fn main() -> ExitCode {
         if wanted("cold") {
             cold()?;
         }
+        if wanted("create") {
+            create::run()?;
+        }
         if wanted("exec") {
             with_guest(exec)?;
+        }
+        if wanted("process") {
+            process()?;
         }
         if wanted("stream") {
             with_guest(stream)?;
         }
         if wanted("parallel") {
             parallel()?;
+        }
+        if arguments.iter().any(|word| word == "kvm-boot") {
+            kvm::boot()?;
         }
         Ok(())
     };
@@ -174,9 +186,31 @@ fn supervisor() -> Result<Supervisor, Box<dyn std::error::Error>> {
 }
 
 fn with_guest(measure: impl AsyncFnOnce(&Sandbox) -> Outcome) -> Outcome {
+    with_spec(SandboxSpec { cpus: Some(1), memory_mb: 512, ..SandboxSpec::default() }, measure)
+}
+
+/// A sandbox on the host's own kernel: what is left is the agent, the wire and the task's sandbox.
+fn process() -> Outcome {
+    let spec = || SandboxSpec { engine: Some("process".into()), ..SandboxSpec::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let supervisor = supervisor()?;
+    let (mut starts, mut ends) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        let begun = Instant::now();
+        let sandbox = runtime.block_on(supervisor.create(spec(), &mut ()))?;
+        starts.push(ms(begun.elapsed()));
+        ends.push(runtime.block_on(sandbox.destroy())?.teardown_ms);
+    }
+    head("A sandbox on the host's own kernel");
+    row("from nothing to an agent that takes tasks", &mut starts, "ms");
+    row("its end", &mut ends, "ms");
+    println!();
+    with_spec(spec(), exec)
+}
+
+fn with_spec(spec: SandboxSpec, measure: impl AsyncFnOnce(&Sandbox) -> Outcome) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let spec = SandboxSpec { cpus: 1, memory_mb: 512, ..SandboxSpec::default() };
         let sandbox = supervisor()?.create(spec, &mut ()).await?;
         measure(&sandbox).await?;
         sandbox.destroy().await?;
