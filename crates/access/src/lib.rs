@@ -1,0 +1,2 @@
+//! Who calls, and what they may: tokens, roles, signatures of requests.
+#![forbid(unsafe_code)]

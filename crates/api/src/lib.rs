@@ -1,0 +1,2 @@
+//! REST types, problem codes and the OpenAPI document.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The hash-chained record of what was decided and done.
+#![forbid(unsafe_code)]

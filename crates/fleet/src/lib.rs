@@ -1,0 +1,2 @@
+//! Many sandboxes: queue, lifecycle, limits of time, recovery.
+#![forbid(unsafe_code)]

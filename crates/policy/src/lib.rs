@@ -1,0 +1,2 @@
+//! Decisions: pure, explained, never widened.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The REST API over TLS and a unix socket.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! What the supervisor remembers, in SQLite.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Signed notices to servers that asked for them.
+#![forbid(unsafe_code)]
