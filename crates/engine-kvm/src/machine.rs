@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use engine::attach::Attached;
 use engine::{BootSpec, Carrier, EngineError, Machine, Stats};
 use jail::cgroup::{Bounds, Group, Parent};
+use launch::machine::ProcessMachine;
 use launch::{LaunchError, Launcher, Ownership, Process, Start};
 use monitor_protocol::{self as protocol, Answer, Report, Request, Task};
-use tokio::net::UnixStream;
 use vmm::End;
 use vmm::memory::Backing;
 
@@ -98,15 +98,8 @@ pub(crate) async fn boot(
         }
         other => return Err(refused(format!("it said {other:?} instead of running"))),
     }
-    let carrier = host_end.connect().await.map_err(failed("reach the carrier"))?;
-    let group = match (ownership, group) {
-        (Ownership::Detached, Some(group)) => {
-            group.leave();
-            None
-        }
-        (_, group) => group,
-    };
-    Ok(KvmMachine { process, carrier: Some(carrier), _group: group })
+    let stopped = "its monitor was told to stop";
+    Ok(KvmMachine(ProcessMachine::take_up(process, host_end, group, stopped).await?))
 }
 
 /// What a monitor uses beside its guest's memory, with room for what its kernel objects take.
@@ -149,17 +142,13 @@ fn command_line(console: bool, file_system: &str, agent_arguments: &[String]) ->
     words.join(" ")
 }
 
+/// A machine that can be asked things.
 #[derive(Debug)]
-pub(crate) struct KvmMachine {
-    process: Process,
-    carrier: Option<UnixStream>,
-    /// Kills what is left in it, and removes it, when the machine is dropped.
-    _group: Option<Group>,
-}
+pub(crate) struct KvmMachine(ProcessMachine);
 
 impl KvmMachine {
     async fn ask(&mut self, request: Request) -> Result<Answer, EngineError> {
-        let answer = self.process.control().ask(&request, &[]).await;
+        let answer = self.0.process().control().ask(&request, &[]).await;
         answer.map_err(|error| EngineError::Ended(format!("its monitor does not answer: {error}")))
     }
 
@@ -174,20 +163,15 @@ impl KvmMachine {
 #[async_trait]
 impl Machine for KvmMachine {
     fn carrier(&mut self) -> Result<Box<dyn Carrier>, EngineError> {
-        match self.carrier.take() {
-            Some(carrier) => Ok(Box::new(carrier)),
-            None => Err(EngineError::Ended("its carrier was taken already".into())),
-        }
+        self.0.carrier()
     }
 
     fn monitor_pid(&self) -> Option<u32> {
-        self.process.pid()
+        self.0.monitor_pid()
     }
 
     fn stats(&self) -> Result<Stats, EngineError> {
-        let used = self.process.usage();
-        let used = used.map_err(|_| EngineError::Ended("its monitor is gone".into()))?;
-        Ok(Stats { cpu: used.cpu, memory_peak_bytes: used.memory_peak_bytes })
+        self.0.stats()
     }
 
     async fn pause(&mut self) -> Result<(), EngineError> {
@@ -199,20 +183,20 @@ impl Machine for KvmMachine {
     }
 
     async fn ended(&mut self) -> String {
-        match self.process.report().await {
+        match self.0.process().report().await {
             Ok(Some(Report::Ended { end: End::Reset })) => {
-                self.process.ended("the guest stopped or its kernel gave up").await
+                self.0.process().ended("the guest stopped or its kernel gave up").await
             }
             Ok(Some(Report::Ended { end: End::Failed { reason } })) => {
-                let _ = self.process.wait().await;
+                let _ = self.0.process().wait().await;
                 reason
             }
-            _ => self.process.ended("its monitor was told to stop").await,
+            _ => self.0.ended().await,
         }
     }
 
     async fn kill(&mut self) -> Result<(), EngineError> {
-        self.process.kill().await.map_err(|error| EngineError::Ended(error.to_string()))
+        self.0.kill().await
     }
 }
 

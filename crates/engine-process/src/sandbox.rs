@@ -4,12 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use async_trait::async_trait;
 use engine::attach::Attached;
-use engine::{BootSpec, Carrier, EngineError, Machine, Stats};
+use engine::{BootSpec, EngineError};
 use jail::cgroup::Group;
+use launch::machine::ProcessMachine;
 use launch::{LaunchError, Launcher, Ownership, Process, Start};
-use tokio::net::UnixStream;
 
 /// Tells the agent that it is started on the host.
 const HOSTED: &str = "hosted";
@@ -79,7 +78,7 @@ pub(crate) async fn launch(
 pub(crate) async fn start(
     spec: BootSpec,
     group: Option<Group>,
-) -> Result<ProcessSandbox, EngineError> {
+) -> Result<ProcessMachine, EngineError> {
     let agent = spec.system.process()?;
     let Attached { monitor_end, host_end } =
         Attached::new(&spec.attachment).map_err(failed("make the carrier"))?;
@@ -91,51 +90,5 @@ pub(crate) async fn start(
         descriptors.push(group.door().map_err(|error| refused(error.to_string()))?);
     }
     let (process, _) = launch(&agent, &words, descriptors, ownership, spec.console).await?;
-    let carrier = host_end.connect().await.map_err(failed("reach the carrier"))?;
-    let group = match (ownership, group) {
-        (Ownership::Detached, Some(group)) => {
-            group.leave();
-            None
-        }
-        (_, group) => group,
-    };
-    Ok(ProcessSandbox { process, carrier: Some(carrier), _group: group })
-}
-
-/// A sandbox whose agent runs.
-#[derive(Debug)]
-pub(crate) struct ProcessSandbox {
-    process: Process,
-    carrier: Option<UnixStream>,
-    /// Kills what is left in it, and removes it, when the sandbox is dropped.
-    _group: Option<Group>,
-}
-
-#[async_trait]
-impl Machine for ProcessSandbox {
-    fn carrier(&mut self) -> Result<Box<dyn Carrier>, EngineError> {
-        match self.carrier.take() {
-            Some(carrier) => Ok(Box::new(carrier)),
-            None => Err(EngineError::Ended("its carrier was taken already".into())),
-        }
-    }
-
-    fn monitor_pid(&self) -> Option<u32> {
-        self.process.pid()
-    }
-
-    /// Of the agent and of those of its tasks that have ended.
-    fn stats(&self) -> Result<Stats, EngineError> {
-        let used = self.process.usage();
-        let used = used.map_err(|_| EngineError::Ended("its agent is gone".into()))?;
-        Ok(Stats { cpu: used.cpu, memory_peak_bytes: used.memory_peak_bytes })
-    }
-
-    async fn ended(&mut self) -> String {
-        self.process.ended("its agent was asked to stop").await
-    }
-
-    async fn kill(&mut self) -> Result<(), EngineError> {
-        self.process.kill().await.map_err(|error| EngineError::Ended(error.to_string()))
-    }
+    ProcessMachine::take_up(process, host_end, group, "its agent was asked to stop").await
 }

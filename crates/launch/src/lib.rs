@@ -24,6 +24,8 @@
 
 #[cfg(feature = "host")]
 mod host;
+#[cfg(feature = "machine")]
+pub mod machine;
 mod message;
 mod owner;
 
