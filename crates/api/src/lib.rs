@@ -1,2 +1,66 @@
 //! REST types, problem codes and the OpenAPI document.
+//!
+//! Everything that crosses the API has its type here, once: the server takes and gives these,
+//! the client likewise, and the document at `/openapi.json` is made of them. Requests refuse
+//! unknown fields and have [`Validate`], whose bounds are the ones that the document states.
+//! What the server routes is [`ROUTES`], one line for each method of each path.
 #![forbid(unsafe_code)]
+
+pub mod bound;
+
+mod audit;
+mod event;
+mod exec;
+mod file;
+mod log;
+mod operation;
+mod page;
+mod policy;
+mod problem;
+mod query;
+mod route;
+mod sandbox;
+mod state;
+mod system;
+mod timestamp;
+mod token;
+mod webhook;
+
+pub use audit::{
+    AuditDecision, AuditQuery, AuditRange, AuditRecord, AuditReport, Checkpoint, Fault, FaultKind,
+};
+pub use bound::Validate;
+pub use event::{Event, EventKind, EventQuery};
+pub use exec::{
+    AttachQuery, AttachResult, Chunk, Exec, ExecControl, ExecEnd, ExecEvent, ExecFinal, ExecResult,
+    ExecStarted, Limits, Outcome, Process, PtyQuery, Signal, StdinQuery, Truncated, UnknownEvent,
+    WindowSize, channel,
+};
+pub use file::{
+    FileInfo, FileKind, FileList, FileMode, ListFilesQuery, MakeDirectory, MoveFile, PathQuery,
+    ReadQuery, StatQuery, TarInQuery, Transferred, WatchEvent, WatchQuery, WriteAt, WriteQuery,
+};
+pub use log::{LogQuery, LogRecord, LogSource};
+pub use operation::{Operation, Reach, Role, UnknownName};
+pub use page::{Page, PageQuery};
+pub use policy::{
+    LayerKind, PolicyCheck, PolicyDecision, PolicyInfo, PolicyLayer, PolicyRef, PolicyRequest,
+    PolicySubject, RuleRef,
+};
+pub use problem::{Code, Problem};
+pub use query::{parse_query, render_query};
+pub use route::{Access, Body, Method, ROUTES, Route, SchemaOf};
+pub use sandbox::{
+    Change, CreateSandbox, DeleteQuery, Isolation, ListSandboxes, Mount, NetworkMode, Sandbox,
+    Stats, Timings, UpdateSandbox, Usage, WhenIdle, WhenTimedOut,
+};
+pub use state::State;
+pub use system::{
+    CallerInfo, CallerKind, Doctor, EngineReport, Finding, Health, Image, Ready, ReadyCheck,
+    Version,
+};
+pub use timestamp::Timestamp;
+pub use token::{CreateKey, CreateToken, CreatedToken, Key, Token, TokenQuery};
+pub use webhook::{CreateWebhook, CreatedWebhook, Delivery, DeliveryQuery, DeliveryState, Webhook};
+pub use wire::op::Command;
+pub use wire::text::{Secret, Text};

@@ -1,0 +1,60 @@
+//! Listings in pages.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::bound::{self, Cursor, PageLimit};
+use crate::{Problem, Validate};
+
+/// A part of a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    /// What it holds, in the listing's order.
+    pub items: Vec<T>,
+    /// `cursor` of the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+impl<T> Page<T> {
+    /// The only page.
+    pub fn whole(items: Vec<T>) -> Self {
+        Self { items, next_cursor: None }
+    }
+
+    /// The same page of other items.
+    pub fn map<U>(self, change: impl FnMut(T) -> U) -> Page<U> {
+        Page { items: self.items.into_iter().map(change).collect(), next_cursor: self.next_cursor }
+    }
+}
+
+/// Which part of a listing that has no filters.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PageQuery {
+    /// `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<bound::Cursor>, nullable = false)]
+    pub cursor: Option<String>,
+    /// Most items; 100 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<bound::PageLimit>, nullable = false)]
+    pub limit: Option<u32>,
+}
+
+impl PageQuery {
+    /// Items of a page when the caller does not say.
+    pub const LIMIT: u32 = 100;
+}
+
+impl Validate for PageQuery {
+    fn validate(&self) -> Result<(), Problem> {
+        check(self.cursor.as_deref(), self.limit)
+    }
+}
+
+pub(crate) fn check(cursor: Option<&str>, limit: Option<u32>) -> Result<(), Problem> {
+    Cursor::check_some("cursor", cursor)?;
+    PageLimit::check_some("limit", limit)
+}

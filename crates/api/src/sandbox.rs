@@ -1,0 +1,696 @@
+//! Sandboxes: what is asked for, what there is, and how it is changed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::{IntoParams, ToSchema};
+use wire::text::Secret;
+
+use crate::bound::{
+    self, Cpus, DiskGb, EngineName, Env, GuestPath, HostPath, ImageName, LabelFilter, Labels,
+    MAX_MOUNTS, MemoryMb, Name, Seconds, Workspace, at_most,
+};
+use crate::operation::UnknownName;
+use crate::policy::PolicyRef;
+use crate::{Code, Problem, State, Timestamp, Validate, page};
+
+/// What stands between a task and the host, weakest first.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// The host's own kernel, with namespaces and filters. Only ever by name.
+    Process,
+    /// A machine of its own in software.
+    Emulated,
+    /// A machine of its own behind the processor's virtualization.
+    Vm,
+}
+
+impl Isolation {
+    /// All of them, weakest first.
+    pub const ALL: [Self; 3] = [Self::Process, Self::Emulated, Self::Vm];
+
+    /// The name in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Emulated => "emulated",
+            Self::Vm => "vm",
+        }
+    }
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Isolation {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        UnknownName::find(&Self::ALL, text, Self::as_str)
+    }
+}
+
+/// What becomes of a sandbox whose time is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenTimedOut {
+    /// Its machine goes, its record stays.
+    Stop,
+    /// It gets a new machine, and its time starts anew.
+    Restart,
+    /// All of it goes.
+    #[default]
+    Delete,
+}
+
+/// What becomes of a sandbox that ran no task for its idle time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenIdle {
+    /// Its machine goes, its record stays.
+    #[default]
+    Stop,
+    /// It gets a new machine, and its times start anew.
+    Restart,
+    /// All of it goes.
+    Delete,
+}
+
+/// What a sandbox can reach.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// Nothing.
+    #[default]
+    Offline,
+    /// Package registries and git, reading only.
+    Fetch,
+    /// What a list of rules allows.
+    Allow,
+    /// Everything but private addresses.
+    Open,
+}
+
+impl NetworkMode {
+    /// The name in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Offline => "offline",
+            Self::Fetch => "fetch",
+            Self::Allow => "allow",
+            Self::Open => "open",
+        }
+    }
+
+    fn check(field: &str, mode: Option<Self>) -> Result<(), Problem> {
+        match mode {
+            None | Some(Self::Offline) => Ok(()),
+            Some(other) => Err(Problem::new(
+                Code::Unsupported,
+                format!("network mode `{}` is not available", other.as_str()),
+            )
+            .with_field(field)
+            .with_remedy("use `offline`")),
+        }
+    }
+}
+
+/// The modes that can be had: the others are named so that they are refused by their name.
+impl utoipa::PartialSchema for NetworkMode {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .enum_values(Some([Self::Offline.as_str()]))
+            .description(Some(
+                "What a sandbox can reach. `fetch`, `allow` and `open` are refused with the code \
+                 `unsupported`.",
+            ))
+            .into()
+    }
+}
+
+impl ToSchema for NetworkMode {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "NetworkMode".into()
+    }
+}
+
+/// A directory or file of the host that is copied in when the sandbox is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// Absolute path of the host.
+    #[schema(value_type = bound::HostPath)]
+    pub host_path: String,
+    /// Absolute path of the guest.
+    #[schema(value_type = bound::GuestPath)]
+    pub guest_path: String,
+    /// Tasks can read it and no more.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl Validate for Mount {
+    fn validate(&self) -> Result<(), Problem> {
+        HostPath::check("host_path", &self.host_path)?;
+        GuestPath::check("guest_path", &self.guest_path)
+    }
+}
+
+/// A sandbox as it is asked for. Everything has a default; policy has maxima.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSandbox {
+    /// What it is called, once in a workspace; its id when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bound::Name>)]
+    pub name: Option<String>,
+    /// Its root; `base` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bound::ImageName>)]
+    pub image: Option<String>,
+    /// Virtual CPUs; two, or one where there is one, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bound::Cpus>)]
+    pub cpu: Option<u32>,
+    /// Guest memory in MiB; 1024 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bound::MemoryMb>)]
+    pub memory_mb: Option<u32>,
+    /// Scratch disk in GiB; in guest memory when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bound::DiskGb>)]
+    pub disk_gb: Option<u32>,
+    /// Time to live from the start, in seconds; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bound::Seconds>)]
+    pub timeout_sec: Option<u64>,
+    /// What follows when the time is up.
+    #[serde(default)]
+    pub on_timeout: WhenTimedOut,
+    /// Time without a task, in seconds, after which `on_idle` follows; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bound::Seconds>)]
+    pub idle_timeout_sec: Option<u64>,
+    /// What follows when it was idle for so long.
+    #[serde(default)]
+    pub on_idle: WhenIdle,
+    /// What it can reach; nothing when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
+    /// The environment of its tasks, under their own. Kept in memory only: a sandbox that is
+    /// taken up again after the server's restart does not have it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = bound::Env)]
+    pub env: BTreeMap<String, Secret>,
+    /// What is copied in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 32)]
+    pub mounts: Vec<Mount>,
+    /// The weakest isolation that will do; `emulated` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_isolation: Option<Isolation>,
+    /// An engine by name; the strongest when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bound::EngineName>)]
+    pub engine: Option<String>,
+    /// To find it by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = bound::Labels)]
+    pub labels: BTreeMap<String, String>,
+    /// Whose it is; the caller's own when absent. Only callers of all workspaces choose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bound::Workspace>)]
+    pub workspace: Option<String>,
+    /// Answer when it is ready (201), and not at once (202).
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    pub wait: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Default for CreateSandbox {
+    fn default() -> Self {
+        Self {
+            name: None,
+            image: None,
+            cpu: None,
+            memory_mb: None,
+            disk_gb: None,
+            timeout_sec: None,
+            on_timeout: WhenTimedOut::default(),
+            idle_timeout_sec: None,
+            on_idle: WhenIdle::default(),
+            network: None,
+            env: BTreeMap::new(),
+            mounts: Vec::new(),
+            min_isolation: None,
+            engine: None,
+            labels: BTreeMap::new(),
+            workspace: None,
+            wait: true,
+        }
+    }
+}
+
+impl Validate for CreateSandbox {
+    fn validate(&self) -> Result<(), Problem> {
+        if let Some(name) = &self.name {
+            Name::check("name", name)?;
+            if is_sandbox_id(name) {
+                return Err(Problem::invalid("name", "must not look like a sandbox's id"));
+            }
+        }
+        ImageName::check_some("image", self.image.as_deref())?;
+        Cpus::check_some("cpu", self.cpu)?;
+        MemoryMb::check_some("memory_mb", self.memory_mb)?;
+        DiskGb::check_some("disk_gb", self.disk_gb)?;
+        Seconds::check_some("timeout_sec", self.timeout_sec)?;
+        Seconds::check_some("idle_timeout_sec", self.idle_timeout_sec)?;
+        NetworkMode::check("network", self.network)?;
+        Env::check("env", &self.env)?;
+        at_most("mounts", self.mounts.len(), MAX_MOUNTS, "mounts")?;
+        for (index, mount) in self.mounts.iter().enumerate() {
+            mount.validate().map_err(|problem| problem.within(&format!("mounts[{index}]")))?;
+        }
+        EngineName::check_some("engine", self.engine.as_deref())?;
+        Labels::check("labels", &self.labels)?;
+        Workspace::check_some("workspace", self.workspace.as_deref())
+    }
+}
+
+/// Whether the text has the form of a sandbox's id: `sb-` and sixteen of `[a-z2-7]`.
+pub(crate) fn is_sandbox_id(text: &str) -> bool {
+    text.strip_prefix("sb-").is_some_and(|rest| {
+        rest.len() == 16 && rest.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
+    })
+}
+
+/// A field of a change: absent leaves it, `null` takes it away, a value sets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Change<T> {
+    /// As it is.
+    #[default]
+    Keep,
+    /// None any more.
+    Clear,
+    /// This from now on.
+    Set(T),
+}
+
+impl<T> Change<T> {
+    /// Whether nothing changes.
+    pub fn is_keep(&self) -> bool {
+        matches!(self, Self::Keep)
+    }
+
+    /// The new value of what was `present`.
+    pub fn apply(self, present: Option<T>) -> Option<T> {
+        match self {
+            Self::Keep => present,
+            Self::Clear => None,
+            Self::Set(value) => Some(value),
+        }
+    }
+
+    fn set(&self) -> Option<&T> {
+        match self {
+            Self::Set(value) => Some(value),
+            _ => None,
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for Change<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.set().serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Change<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map_or(Self::Clear, Self::Set))
+    }
+}
+
+/// A change of a sandbox. What is absent stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateSandbox {
+    /// All labels anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bound::Labels>)]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Time to live from now on, in seconds; `null` for none.
+    #[serde(default, skip_serializing_if = "Change::is_keep")]
+    #[schema(value_type = Option<bound::Seconds>)]
+    pub timeout_sec: Change<u64>,
+    /// Idle time, in seconds; `null` for none.
+    #[serde(default, skip_serializing_if = "Change::is_keep")]
+    #[schema(value_type = Option<bound::Seconds>)]
+    pub idle_timeout_sec: Change<u64>,
+    /// What follows when the time is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_timeout: Option<WhenTimedOut>,
+    /// What follows when it was idle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_idle: Option<WhenIdle>,
+    /// What it can reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
+}
+
+impl Validate for UpdateSandbox {
+    fn validate(&self) -> Result<(), Problem> {
+        if let Some(labels) = &self.labels {
+            Labels::check("labels", labels)?;
+        }
+        Seconds::check_some("timeout_sec", self.timeout_sec.set().copied())?;
+        Seconds::check_some("idle_timeout_sec", self.idle_timeout_sec.set().copied())?;
+        NetworkMode::check("network", self.network)
+    }
+}
+
+/// A sandbox.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Sandbox {
+    /// `sb-` and sixteen of `[a-z2-7]`; never used again.
+    pub id: String,
+    /// What it is called in its workspace.
+    pub name: String,
+    /// Whose it is.
+    pub workspace: String,
+    /// Where it is in its life.
+    pub state: State,
+    /// Why it failed or was stopped, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Its root.
+    pub image: String,
+    /// What runs it, once that is chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// What stands between its tasks and the host, once that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
+    /// The weakest isolation that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_isolation: Option<Isolation>,
+    /// Virtual CPUs, once that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u32>,
+    /// Guest memory in MiB.
+    pub memory_mb: u32,
+    /// Scratch disk in GiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_gb: Option<u32>,
+    /// Time to live in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_sec: Option<u64>,
+    /// What follows when the time is up.
+    pub on_timeout: WhenTimedOut,
+    /// Idle time in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_sec: Option<u64>,
+    /// What follows when it was idle.
+    pub on_idle: WhenIdle,
+    /// What it can reach.
+    pub network: NetworkMode,
+    /// What was copied in.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    /// Names of the default environment; the values are not shown.
+    #[serde(default)]
+    pub env_names: Vec<String>,
+    /// To find it by.
+    pub labels: BTreeMap<String, String>,
+    /// Who made it.
+    pub created_by: String,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When it was last ready for the first task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When its machine went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
+    /// When its time is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// Since when no task runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_at: Option<Timestamp>,
+    /// Tasks that run.
+    pub running: u32,
+    /// Rises with every change; the ETag is this number in quotes.
+    pub version: u64,
+    /// The decision that allowed it.
+    pub policy: PolicyRef,
+    /// How long it took to come up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timings: Option<Timings>,
+    /// What it used, once its machine has gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+impl Sandbox {
+    /// The ETag header.
+    pub fn etag(&self) -> String {
+        format!("\"{}\"", self.version)
+    }
+}
+
+/// How long each step to a usable sandbox took, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Timings {
+    /// In the queue.
+    pub queue_ms: f64,
+    /// Finding, or making, the image, the kernel and the initramfs.
+    pub prepare_ms: f64,
+    /// Starting the confined monitor.
+    pub process_ms: f64,
+    /// From there until the agent's greeting.
+    pub kernel_ms: f64,
+    /// Fresh clock and entropy.
+    pub agent_ms: f64,
+}
+
+/// What a sandbox used in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Usage {
+    /// CPU time of its machine, in milliseconds.
+    pub cpu_ms: u64,
+    /// Highest memory of its machine, in bytes.
+    pub memory_peak_bytes: u64,
+    /// How long its machine ran, in milliseconds.
+    pub uptime_ms: u64,
+}
+
+/// What a sandbox uses now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Stats {
+    /// When this was measured.
+    pub at: Timestamp,
+    /// Where it was in its life.
+    pub state: State,
+    /// Tasks that run.
+    pub running: u32,
+    /// CPU time, highest memory and uptime so far.
+    #[serde(flatten)]
+    pub usage: Usage,
+}
+
+/// Which sandboxes. Filters of different kinds must all fit; of `state`, one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListSandboxes {
+    /// In one of these states; all but `destroyed` when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[param(max_items = 10)]
+    pub state: Vec<State>,
+    /// With this label (`key`), or with this value of it (`key=value`); all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[param(value_type = Vec<bound::LabelFilter>, max_items = 16)]
+    pub label: Vec<String>,
+    /// Of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<bound::Name>, nullable = false)]
+    pub name: Option<String>,
+    /// Of this workspace. Only callers of all workspaces see more than their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<bound::Workspace>, nullable = false)]
+    pub workspace: Option<String>,
+    /// `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<bound::Cursor>, nullable = false)]
+    pub cursor: Option<String>,
+    /// Most items; 100 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<bound::PageLimit>, nullable = false)]
+    pub limit: Option<u32>,
+}
+
+impl ListSandboxes {
+    /// The label filters as keys and, where given, values.
+    pub fn labels(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        self.label.iter().map(|filter| match filter.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (filter.as_str(), None),
+        })
+    }
+}
+
+impl Validate for ListSandboxes {
+    fn validate(&self) -> Result<(), Problem> {
+        at_most("state", self.state.len(), 10, "states")?;
+        at_most("label", self.label.len(), 16, "labels")?;
+        self.label.iter().try_for_each(|filter| LabelFilter::check("label", filter))?;
+        Name::check_some("name", self.name.as_deref())?;
+        Workspace::check_some("workspace", self.workspace.as_deref())?;
+        page::check(self.cursor.as_deref(), self.limit)
+    }
+}
+
+/// How a sandbox is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DeleteQuery {
+    /// Answer when nothing is left of it (200), and not at once (202).
+    #[serde(default = "yes")]
+    #[param(default = true)]
+    pub wait: bool,
+}
+
+impl Default for DeleteQuery {
+    fn default() -> Self {
+        Self { wait: true }
+    }
+}
+
+impl Validate for DeleteQuery {
+    fn validate(&self) -> Result<(), Problem> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{parse_query, render_query};
+
+    fn refused_field(json: serde_json::Value) -> String {
+        let request: CreateSandbox = serde_json::from_value(json).unwrap();
+        request.validate().unwrap_err().field().unwrap().to_owned()
+    }
+
+    #[test]
+    fn an_empty_request_is_the_default() {
+        let request: CreateSandbox = serde_json::from_str("{}").unwrap();
+        assert_eq!(request, CreateSandbox::default());
+        assert_eq!(request.validate(), Ok(()));
+        assert_eq!(request.on_timeout, WhenTimedOut::Delete);
+        assert_eq!(request.on_idle, WhenIdle::Stop);
+        assert!(request.wait);
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        assert!(serde_json::from_value::<CreateSandbox>(json!({"cpus": 2})).is_err());
+        assert!(serde_json::from_value::<UpdateSandbox>(json!({"image": "x"})).is_err());
+        let mount = json!({"mounts": [{"host_path": "/a", "guest_path": "/b", "ro": true}]});
+        assert!(serde_json::from_value::<CreateSandbox>(mount).is_err());
+    }
+
+    #[test]
+    fn each_bound_names_its_field() {
+        for (json, field) in [
+            (json!({"name": "a/b"}), "name"),
+            (json!({"name": "sb-mzxw6ytboi4dqmrq"}), "name"),
+            (json!({"image": ""}), "image"),
+            (json!({"cpu": 0}), "cpu"),
+            (json!({"memory_mb": 64}), "memory_mb"),
+            (json!({"disk_gb": 0}), "disk_gb"),
+            (json!({"timeout_sec": 0}), "timeout_sec"),
+            (json!({"idle_timeout_sec": 31_536_001}), "idle_timeout_sec"),
+            (json!({"network": "open"}), "network"),
+            (json!({"env": {"A=B": "x"}}), "env"),
+            (json!({"mounts": [{"host_path": "a", "guest_path": "/b"}]}), "mounts[0].host_path"),
+            (json!({"mounts": [{"host_path": "/a", "guest_path": "b"}]}), "mounts[0].guest_path"),
+            (json!({"engine": "KVM"}), "engine"),
+            (json!({"labels": {"": "x"}}), "labels"),
+            (json!({"labels": {"a": "x\n"}}), "labels.a"),
+            (json!({"workspace": "A"}), "workspace"),
+        ] {
+            assert_eq!(refused_field(json.clone()), field, "{json}");
+        }
+    }
+
+    #[test]
+    fn an_environment_does_not_print() {
+        let request: CreateSandbox =
+            serde_json::from_value(json!({"env": {"KEY": "hunter2"}})).unwrap();
+        assert!(!format!("{request:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_change_tells_absent_from_null() {
+        let change: UpdateSandbox = serde_json::from_value(json!({"timeout_sec": null})).unwrap();
+        assert_eq!(change.timeout_sec, Change::Clear);
+        assert_eq!(change.idle_timeout_sec, Change::Keep);
+        assert_eq!(serde_json::to_value(&change).unwrap(), json!({"timeout_sec": null}));
+        let change: UpdateSandbox = serde_json::from_value(json!({"timeout_sec": 5})).unwrap();
+        assert_eq!(change.timeout_sec.apply(Some(9)), Some(5));
+    }
+
+    #[test]
+    fn a_list_query_survives_the_round_trip() {
+        let query = ListSandboxes {
+            state: vec![State::Ready, State::Executing],
+            label: vec!["team=red & blue=1".into(), "mine".into()],
+            name: Some("box".into()),
+            limit: Some(7),
+            ..ListSandboxes::default()
+        };
+        let text = render_query(&query);
+        assert_eq!(parse_query::<ListSandboxes>(&text), Ok(query.clone()));
+        assert_eq!(
+            query.labels().collect::<Vec<_>>(),
+            [("team", Some("red & blue=1")), ("mine", None)]
+        );
+    }
+
+    #[test]
+    fn a_list_query_is_strict() {
+        assert_eq!(parse_query::<ListSandboxes>(""), Ok(ListSandboxes::default()));
+        for query in [
+            "limit=0",
+            "limit=1001",
+            "limit=x",
+            "limit=",
+            "limit=1&limit=2",
+            "state=gone",
+            "x=1",
+            "cursor=%00",
+        ] {
+            assert!(parse_query::<ListSandboxes>(query).is_err(), "{query}");
+        }
+    }
+}
