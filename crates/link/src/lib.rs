@@ -17,7 +17,7 @@ use drive::Shared;
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::connection::ProtocolError;
 use wire::envelope::{SALT, SealError, Sealer, TaskDigest};
-use wire::op::{Clock, Exec, OpError, Operation, Reseed};
+use wire::op::{Attach, Clock, Exec, OpError, Operation, Reseed};
 use wire::text::Secret;
 
 pub use wire::envelope::{SigningKey, VerifyingKey};
@@ -127,6 +127,14 @@ impl Guest {
     /// As [`Self::call`].
     pub fn exec(&self, exec: &Exec) -> Result<Process<Exec>, LinkError> {
         Ok(Process::new(self.call(exec)?, exec.tty.is_none() && !exec.detach))
+    }
+
+    /// Follows a detached process.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn attach(&self, attach: &Attach) -> Result<Process<Attach>, LinkError> {
+        Ok(Process::new(self.call(attach)?, true))
     }
 
     /// Sets the guest's clock to the host's and feeds its random number generator, after which

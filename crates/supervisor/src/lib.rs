@@ -17,22 +17,24 @@ mod sandbox;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use engine::{Attachment, BootSpec, Machine, SandboxBackend};
+use engine::{Attachment, BootSpec, Machine};
 use engine_kvm::Kvm;
 use engine_process::Process as ProcessEngine;
 use engine_qemu::Qemu;
 
+use kept::Shelf;
 use prepare::Prepared;
 
 pub use copy::{CopyIn, CopyOut, CopySummary};
 pub use doctor::{Doctor, EngineReport, Finding, Verdict};
 pub use engine::{Capabilities, Isolation, Preflight, Unavailable};
+pub use engine::{EngineError, SandboxBackend, Stats, mock};
 pub use engine_qemu::monitor as qemu_monitor;
 pub use error::{Error, ErrorKind};
 pub use image::{ImageInfo, ImageRef};
 pub use kept::KeptInfo;
 pub use launch::Launcher;
-pub use link::{Guest, Input, LinkError, Output, Process};
+pub use link::{Call, Guest, Input, LinkError, Output, Process};
 pub use observe::{Observer, Phase, Step};
 pub use sandbox::{Sandbox, Teardown, Timings};
 pub use {image, wire};
@@ -49,6 +51,11 @@ const MAX_NAME: usize = 40;
 /// A sandbox as it is asked for.
 #[derive(Debug, Clone)]
 pub struct SandboxSpec {
+    /// Its id, from [`generate_id`]; a new one when absent. With it, a caller can write down what
+    /// it is about to make.
+    pub id: Option<String>,
+    /// Whose records a kept machine is in; see [`Supervisor::owned_by`].
+    pub owner: Option<String>,
     /// What the user calls it; its id when absent.
     pub name: Option<String>,
     /// Virtual CPUs; two, or one where there is one, when absent.
@@ -73,6 +80,8 @@ pub struct SandboxSpec {
 impl Default for SandboxSpec {
     fn default() -> Self {
         Self {
+            id: None,
+            owner: None,
             name: None,
             cpus: None,
             memory_mb: 1024,
@@ -91,6 +100,17 @@ impl Default for SandboxSpec {
 pub struct Supervisor {
     store: image::Store,
     engines: Vec<Box<dyn SandboxBackend>>,
+    kept: Shelf,
+}
+
+/// A sandbox whose engine is chosen and whose files are there.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    spec: SandboxSpec,
+    engine: &'a dyn SandboxBackend,
+    prepared: Prepared,
+    kept: &'a Shelf,
+    took: Duration,
 }
 
 impl Supervisor {
@@ -111,7 +131,15 @@ impl Supervisor {
 
     /// One with these engines, strongest first: for tests with [`engine::mock::Mock`].
     pub fn with_engines(store: image::Store, engines: Vec<Box<dyn SandboxBackend>>) -> Self {
-        Self { store, engines }
+        Self { store, engines, kept: Shelf::of_user() }
+    }
+
+    /// Keeps machines in this directory, and not in the user's runtime directory. Its path must
+    /// leave room for the socket's within the 107 bytes that a socket's may have.
+    #[must_use]
+    pub fn with_runtime_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.kept = Shelf::at(directory.into());
+        self
     }
 
     /// The engine of this name.
@@ -124,6 +152,18 @@ impl Supervisor {
         &self.store
     }
 
+    /// The engine that a sandbox would get, and nothing is made.
+    ///
+    /// # Errors
+    /// `NoSuchEngine`, `Isolation`, `Engine`.
+    pub async fn choose(
+        &self,
+        engine: Option<&str>,
+        min_isolation: Option<Isolation>,
+    ) -> Result<&dyn SandboxBackend, Error> {
+        choice::choose(&self.engines, engine, min_isolation, &mut ()).await
+    }
+
     /// Makes a sandbox whose agent takes tasks.
     ///
     /// # Errors
@@ -133,6 +173,19 @@ impl Supervisor {
         spec: SandboxSpec,
         observer: &mut dyn Observer,
     ) -> Result<Sandbox, Error> {
+        self.prepare(spec, observer).await?.start(observer).await
+    }
+
+    /// Chooses the engine, and finds or makes what the sandbox runs. Nothing of the sandbox is
+    /// there yet: dropping this at any point leaves nothing.
+    ///
+    /// # Errors
+    /// `Request`, `NoSuchEngine`, `Isolation`, `Image`, `Store`, `Boot`.
+    pub async fn prepare(
+        &self,
+        spec: SandboxSpec,
+        observer: &mut dyn Observer,
+    ) -> Result<Plan<'_>, Error> {
         let begun = Instant::now();
         check(&spec)?;
         let engine =
@@ -142,64 +195,7 @@ impl Supervisor {
         if let Some(caveat) = engine.caveat() {
             observer.notice(&format!("isolation: {}: {caveat}", engine.isolation()));
         }
-        let Prepared { system, image, cpus } = prepared;
-        let prepared = begun.elapsed();
-
-        observer.step(Step { phase: Phase::Boot, done: 0, total: None });
-        let id = generate_id()?;
-        let name = spec.name.clone().unwrap_or_else(|| id.clone());
-        let key = link::generate_key().map_err(Error::Guest)?;
-        let record = match spec.keep {
-            true => Some(kept::Record::reserve(&name)?),
-            false => None,
-        };
-        let attachment = match &record {
-            Some(record) => Attachment::Detached(record.socket()),
-            None => Attachment::Owned,
-        };
-        let boot = BootSpec {
-            sandbox: id.clone(),
-            cpus,
-            memory_mb: spec.memory_mb,
-            system,
-            agent_arguments: vec![
-                format!("sandforge.id={id}"),
-                format!("sandforge.key={}", wire::envelope::key_to_hex(&key.verifying_key())),
-            ],
-            attachment,
-            console: spec.console,
-        };
-        let mut machine = engine.boot(boot).await.map_err(Error::Engine)?;
-        let launched = begun.elapsed();
-        let info = KeptInfo {
-            name,
-            id,
-            engine: engine.name().into(),
-            isolation: engine.isolation(),
-            image,
-            cpus,
-            memory_mb: spec.memory_mb,
-            pid: machine.monitor_pid().unwrap_or(0),
-            created_ms: kept::now_ms(),
-        };
-        match take_up(machine.as_mut(), &info, key, record).await {
-            Ok((guest, answered)) => {
-                let timings = Timings {
-                    prepare_ms: milliseconds(prepared),
-                    process_ms: milliseconds(launched - prepared),
-                    kernel_ms: milliseconds((answered - begun).saturating_sub(launched)),
-                    agent_ms: milliseconds(answered.elapsed()),
-                };
-                Ok(Sandbox::new(info, Some(machine), guest, timings, spec.keep))
-            }
-            Err(error) => {
-                let _ = machine.kill().await;
-                if spec.keep {
-                    let _ = kept::remove(&info.name).await;
-                }
-                Err(error)
-            }
-        }
+        Ok(Plan { spec, engine, prepared, kept: &self.kept, took: begun.elapsed() })
     }
 
     /// The machines that `keep` left running, by name.
@@ -207,7 +203,16 @@ impl Supervisor {
     /// # Errors
     /// `Record` where the runtime directory cannot be read.
     pub fn kept(&self) -> Result<Vec<KeptInfo>, Error> {
-        kept::list()
+        self.kept.list()
+    }
+
+    /// The kept machines with this [`SandboxSpec::owner`], also those whose maker was killed
+    /// before it could say whether they run.
+    ///
+    /// # Errors
+    /// `Record` where the runtime directory cannot be read.
+    pub fn owned_by(&self, owner: &str) -> Result<Vec<KeptInfo>, Error> {
+        self.kept.owned_by(owner)
     }
 
     /// Takes up a kept machine again.
@@ -216,7 +221,7 @@ impl Supervisor {
     /// `NoSuchSandbox`; `Busy` where it does not answer.
     pub async fn attach(&self, name: &str) -> Result<Sandbox, Error> {
         let begun = Instant::now();
-        let (info, key, socket) = kept::find(name)?;
+        let (info, key, socket) = self.kept.find(name)?;
         let busy = || Error::Busy(name.to_owned());
         let carrier = tokio::net::UnixStream::connect(&socket).await.map_err(|_| busy())?;
         let guest = Guest::connect(carrier, &info.id, key, Duration::from_secs(20)).await.map_err(
@@ -228,15 +233,16 @@ impl Supervisor {
         // Time has passed, and a host that slept took the guest's clock along.
         guest.freshen().await.map_err(Error::Guest)?;
         let timings = Timings { agent_ms: milliseconds(begun.elapsed()), ..Timings::default() };
-        Ok(Sandbox::new(info, None, guest, timings, true))
+        Ok(Sandbox::new(info, None, guest, timings, Some(self.kept.clone())))
     }
 
     /// Ends a kept machine and forgets it.
     ///
     /// # Errors
-    /// `NoSuchSandbox`, or `Record` where something of it cannot be removed.
+    /// `NoSuchSandbox`, `Record` where something of it cannot be removed, or `Busy` where it has
+    /// to be asked and does not answer.
     pub async fn remove(&self, name: &str) -> Result<(), Error> {
-        kept::remove(name).await
+        self.kept.remove(name).await
     }
 
     /// Looks at everything that a sandbox needs.
@@ -245,8 +251,86 @@ impl Supervisor {
     }
 }
 
+impl Plan<'_> {
+    /// The engine that was chosen.
+    pub fn engine(&self) -> &dyn SandboxBackend {
+        self.engine
+    }
+
+    /// Makes the sandbox. Not to be dropped before it is done where the machine is to be kept;
+    /// [`Supervisor::remove`] makes it end soon.
+    ///
+    /// # Errors
+    /// `Error`; no machine, file or socket is left behind then.
+    pub async fn start(self, observer: &mut dyn Observer) -> Result<Sandbox, Error> {
+        let Self { spec, engine, prepared, kept, took: prepared_in } = self;
+        let begun = Instant::now();
+        let Prepared { system, image, cpus } = prepared;
+        observer.step(Step { phase: Phase::Boot, done: 0, total: None });
+        let id = match spec.id {
+            Some(id) => id,
+            None => generate_id()?,
+        };
+        let key = link::generate_key().map_err(Error::Guest)?;
+        let mut info = KeptInfo {
+            name: spec.name.unwrap_or_else(|| id.clone()),
+            id,
+            owner: spec.owner,
+            engine: engine.name().into(),
+            isolation: engine.isolation(),
+            image,
+            cpus,
+            memory_mb: spec.memory_mb,
+            pid: 0,
+            created_ms: kept::now_ms(),
+        };
+        // It is on record first: whatever becomes of this process, the machine can be found.
+        let record = match spec.keep {
+            true => Some(kept.reserve(&info, &key)?),
+            false => None,
+        };
+        let attachment = match &record {
+            Some(record) => Attachment::Detached(record.socket()),
+            None => Attachment::Owned,
+        };
+        let boot = BootSpec {
+            sandbox: info.id.clone(),
+            cpus,
+            memory_mb: spec.memory_mb,
+            system,
+            agent_arguments: vec![
+                format!("sandforge.id={}", info.id),
+                format!("sandforge.key={}", wire::envelope::key_to_hex(&key.verifying_key())),
+            ],
+            attachment,
+            console: spec.console,
+        };
+        let mut machine = engine.boot(boot).await.map_err(Error::Engine)?;
+        let launched = begun.elapsed();
+        info.pid = machine.monitor_pid().unwrap_or(0);
+        match take_up(machine.as_mut(), &info, key, record).await {
+            Ok((guest, answered)) => {
+                let timings = Timings {
+                    prepare_ms: milliseconds(prepared_in),
+                    process_ms: milliseconds(launched),
+                    kernel_ms: milliseconds((answered - begun).saturating_sub(launched)),
+                    agent_ms: milliseconds(answered.elapsed()),
+                };
+                let kept = spec.keep.then(|| kept.clone());
+                Ok(Sandbox::new(info, Some(machine), guest, timings, kept))
+            }
+            Err(error) => {
+                let _ = machine.kill().await;
+                if spec.keep {
+                    let _ = kept.forget(&info.name);
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
 /// From a machine that was just started to an agent that takes tasks, and when it greeted.
-/// A kept machine is on record first: whatever becomes of this process, it can be found.
 async fn take_up(
     machine: &mut dyn Machine,
     info: &KeptInfo,
@@ -254,7 +338,7 @@ async fn take_up(
     record: Option<kept::Record>,
 ) -> Result<(Guest, Instant), Error> {
     if let Some(record) = record {
-        record.complete(info, &key)?;
+        record.complete(info)?;
     }
     let carrier = machine.carrier().map_err(Error::Engine)?;
     let connecting = Guest::connect(carrier, &info.id, key, BOOT_PATIENCE);
@@ -310,7 +394,11 @@ pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     )))
 }
 
-fn generate_id() -> Result<String, Error> {
+/// An id for a sandbox: `sb-` and sixteen of `[a-z2-7]`, never the same twice.
+///
+/// # Errors
+/// `Internal` where the system has no randomness.
+pub fn generate_id() -> Result<String, Error> {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).map_err(|error| Error::Internal(error.to_string()))?;

@@ -10,6 +10,7 @@ use crate::{Error, Observer, Phase, SandboxSpec, Step};
 const HOST: &str = "host";
 
 /// What to start.
+#[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) system: System,
     /// The name of its root.

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use engine::{Isolation, Machine};
+use engine::{EngineError, Isolation, Machine, Stats};
+use launch::Usage;
 use link::Guest;
 use serde::Serialize;
 use workspace::{Manifest, OutsideLinks};
 
 use crate::copy::{self, CopyIn, CopyOut, CopySummary};
-use crate::kept::{self, KeptInfo};
+use crate::kept::{KeptInfo, Shelf};
 use crate::{Error, Observer, milliseconds};
 
 /// How long each step to a usable sandbox took, in milliseconds.
@@ -45,7 +46,8 @@ pub struct Sandbox {
     machine: Option<Box<dyn Machine>>,
     guest: Guest,
     timings: Timings,
-    kept: bool,
+    /// Where it is on record, if it is kept.
+    kept: Option<Shelf>,
     /// What was sent to be brought back, by the guest's path.
     sent: Mutex<BTreeMap<String, Manifest>>,
 }
@@ -56,7 +58,7 @@ impl Sandbox {
         machine: Option<Box<dyn Machine>>,
         guest: Guest,
         timings: Timings,
-        kept: bool,
+        kept: Option<Shelf>,
     ) -> Self {
         Self { info, machine, guest, timings, kept, sent: Mutex::default() }
     }
@@ -81,9 +83,66 @@ impl Sandbox {
         self.info.isolation
     }
 
+    /// Its root.
+    pub fn image(&self) -> &str {
+        &self.info.image
+    }
+
+    /// Virtual CPUs.
+    pub fn cpus(&self) -> u32 {
+        self.info.cpus
+    }
+
+    /// Guest memory in MiB.
+    pub fn memory_mb(&self) -> u32 {
+        self.info.memory_mb
+    }
+
     /// The process that runs it, where there is one.
     pub fn monitor_pid(&self) -> Option<u32> {
-        self.machine.as_ref()?.monitor_pid()
+        match &self.machine {
+            Some(machine) => machine.monitor_pid(),
+            None => Some(self.info.pid).filter(|pid| *pid != 0 && *pid != std::process::id()),
+        }
+    }
+
+    /// What it has used so far.
+    ///
+    /// # Errors
+    /// `Engine` where its process is gone.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        if let Some(machine) = &self.machine {
+            return machine.stats().map_err(Error::Engine);
+        }
+        let Some(pid) = self.monitor_pid() else { return Ok(Stats::default()) };
+        let ended = |_| Error::Engine(EngineError::Ended("its process is gone".into()));
+        let used = Usage::of(pid).map_err(ended)?;
+        Ok(Stats { cpu: used.cpu, memory_peak_bytes: used.memory_peak_bytes })
+    }
+
+    /// Stops its virtual CPUs; what is in it stays.
+    ///
+    /// # Errors
+    /// `Engine` where its engine cannot do that, or could do it only for the process that made
+    /// the machine.
+    pub async fn pause(&mut self) -> Result<(), Error> {
+        self.machine()?.pause().await.map_err(Error::Engine)
+    }
+
+    /// Lets its virtual CPUs go on.
+    ///
+    /// # Errors
+    /// As [`Self::pause`].
+    pub async fn resume(&mut self) -> Result<(), Error> {
+        self.machine()?.resume().await.map_err(Error::Engine)
+    }
+
+    fn machine(&mut self) -> Result<&mut Box<dyn Machine>, Error> {
+        self.machine.as_mut().ok_or_else(|| {
+            Error::Engine(EngineError::Unsupported(
+                "this machine was taken up again, and only who started it can pause it".into(),
+            ))
+        })
     }
 
     /// How long it took to come up.
@@ -160,14 +219,21 @@ impl Sandbox {
     /// `Engine` where it cannot be ended, `Record` where a kept one's record cannot be removed.
     pub async fn destroy(mut self) -> Result<Teardown, Error> {
         let begun = Instant::now();
-        let stats = self.machine.as_ref().and_then(|machine| machine.stats().ok());
-        if self.kept {
-            kept::remove(&self.info.name).await?;
+        let stats = self.stats().unwrap_or_default();
+        match (self.machine.take(), &self.kept) {
+            (Some(mut machine), kept) => {
+                machine.kill().await.map_err(Error::Engine)?;
+                if let Some(kept) = kept {
+                    kept.forget(&self.info.name)?;
+                }
+            }
+            (None, Some(kept)) => match kept.remove(&self.info.name).await {
+                // It ended by itself, and somebody swept.
+                Err(Error::NoSuchSandbox(_)) => {}
+                removed => removed?,
+            },
+            (None, None) => {}
         }
-        if let Some(mut machine) = self.machine.take() {
-            machine.kill().await.map_err(Error::Engine)?;
-        }
-        let stats = stats.unwrap_or_default();
         Ok(Teardown {
             teardown_ms: milliseconds(begun.elapsed()),
             cpu_ms: milliseconds(stats.cpu),
@@ -177,6 +243,6 @@ impl Sandbox {
 
     /// Lets go of a kept machine, which goes on.
     pub fn leave(self) {
-        debug_assert!(self.kept, "only a kept machine outlives its caller");
+        debug_assert!(self.kept.is_some(), "only a kept machine outlives its caller");
     }
 }

@@ -14,7 +14,11 @@ pub struct Usage {
 }
 
 impl Usage {
-    pub(super) fn of(pid: u32) -> io::Result<Self> {
+    /// Of this process.
+    ///
+    /// # Errors
+    /// Where it has ended.
+    pub fn of(pid: u32) -> io::Result<Self> {
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
         Ok(Self { cpu: cpu_time(&read("stat")?), memory_peak_bytes: peak(&read("status")?) })
     }
