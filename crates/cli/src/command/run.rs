@@ -231,6 +231,7 @@ impl RunArgs {
             min_isolation: self.machine.min_isolation,
             keep: self.machine.keep,
             console: self.machine.console,
+            ..SandboxSpec::default()
         };
         let files = self.files.check()?;
         let task = self.task.prepare("p1".into())?;
