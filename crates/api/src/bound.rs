@@ -101,6 +101,11 @@ macro_rules! text {
         }
     )*
 
+        /// The bounds of text, by name: parameters refer to them.
+        pub(crate) fn collect_texts(schemas: &mut Schemas) {
+            $(schemas.push((stringify!($name).into(), $name::schema()));)*
+        }
+
         #[cfg(test)]
         fn assert_examples_are_in_bounds() {
             $($name::assert_example_is_in_bounds();)*
@@ -156,10 +161,14 @@ text! {
     /// A user of the guest, as `name`, `uid`, or either with `:group`.
     GuestUser, 1..=65, "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,31})?$",
         "a user's name or number, or either with `:group`", "root";
+    /// Where written bytes go.
+    WritePlace, 1..=16, "^(replace|append|[0-9]{1,15})$", "`replace`, `append`, or the first byte to write", "replace";
     /// Permission bits in octal.
     Mode, 3..=4, "^[0-7]{3,4}$", "three or four octal digits", "0644";
     /// An Idempotency-Key.
     IdempotencyKey, 1..=128, "^[!-~]+$", "1 to 128 visible ASCII characters", "5f1c9a52";
+    /// An ETag of a sandbox, or `*` for any.
+    EntityTag, 1..=22, "^(\"[0-9]{1,20}\"|\\*)$", "a version in quotes, or `*`", "\"7\"";
     /// Where a listing goes on; opaque.
     Cursor, 1..=512, "^[A-Za-z0-9_-]+$", "a cursor that this listing gave", "MTcwMDAw";
     /// An Ed25519 public key.
@@ -176,7 +185,12 @@ text! {
 }
 
 macro_rules! number {
-    ($($(#[$doc:meta])* $name:ident: $type:ty, $least:literal..=$most:literal, $unit:literal;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $type:ty, $least:literal..=$most:literal, $unit:literal;)*) => {
+        /// The bounds of numbers, by name: parameters refer to them.
+        pub(crate) fn collect_numbers(schemas: &mut Schemas) {
+            $(schemas.push((stringify!($name).into(), $name::schema()));)*
+        }
+    $(
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         pub enum $name {}
@@ -225,7 +239,8 @@ macro_rules! number {
                 stringify!($name).into()
             }
         }
-    )*};
+    )*
+    };
 }
 
 number! {
@@ -445,7 +460,7 @@ impl PartialSchema for GuestPathBytes {
     fn schema() -> RefOr<Schema> {
         let encoded = ObjectBuilder::new()
             .schema_type(Type::String)
-            .pattern(Some("^L[w-z]"))
+            .pattern(Some(Base64::new().path()))
             .max_length(Some(base64_length(*GuestPath::LENGTH.end())));
         OneOfBuilder::new()
             .item(GuestPath::schema())
@@ -470,6 +485,14 @@ pub fn at_most(field: &str, count: usize, most: usize, what: &str) -> Result<(),
         true => Ok(()),
         false => Err(Problem::invalid(field, format!("must have at most {most} {what}"))),
     }
+}
+
+/// An object that has this property and no other.
+pub(crate) fn only(property: &str, schema: Cow<'static, str>) -> ObjectBuilder {
+    ObjectBuilder::new()
+        .property(property, Ref::from_schema_name(schema))
+        .required(property)
+        .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)))
 }
 
 fn too_long(field: &str, most: usize) -> Problem {
@@ -504,7 +527,8 @@ fn in_base64(encoded: ObjectBuilder) -> ObjectBuilder {
 }
 
 fn bytes(most: usize) -> Schema {
-    let mut encoded = ObjectBuilder::new().schema_type(Type::String).pattern(Some(BASE64));
+    let mut encoded =
+        ObjectBuilder::new().schema_type(Type::String).pattern(Some(Base64::new().bytes()));
     if most < usize::MAX {
         encoded = encoded.max_length(Some(base64_length(most)));
     }
@@ -515,12 +539,74 @@ fn base64_length(bytes: usize) -> usize {
     bytes.div_ceil(3) * 4
 }
 
-/// Standard base64 with padding.
-const BASE64: &str =
-    "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
+/// What standard base64 of bytes without NUL looks like. A group of four digits holds three
+/// bytes; which digits may follow which is what keeps each of them from being zero.
+struct Base64 {
+    group: String,
+    two_bytes: String,
+    one_byte: String,
+    /// The last two digits of a group, after a digit whose low four bits are not zero.
+    end: String,
+    /// The same after one whose low four bits are zero.
+    end_after_zero: String,
+}
+
+/// Any digit.
+const ANY: &str = "[A-Za-z0-9+/]";
+/// Any digit but that of zero.
+const NOT_ZERO: &str = "[B-Za-z0-9+/]";
+/// Digits whose low two bits are zero.
+const LOW_ZERO: &str = "[AEIMQUYcgkosw048]";
+/// The same without those whose high four bits are zero.
+const LOW_ZERO_ONLY: &str = "[EIMQUYcgkosw048]";
+
+impl Base64 {
+    fn new() -> Self {
+        let low = "F-HJ-LN-PR-TV-XZabd-fh-jl-np-rt-vx-z1-35-79+/";
+        let end = format!("({LOW_ZERO}{NOT_ZERO}|[B-D{low}]{ANY})");
+        let end_after_zero = format!("({LOW_ZERO_ONLY}{NOT_ZERO}|[{low}]{ANY})");
+        // A second digit of A to P adds nothing to the first byte; A, Q, g and w nothing to the
+        // second.
+        let digits = |after_zero: &str, after: &str| {
+            format!(
+                "({NOT_ZERO}A{after_zero}|{NOT_ZERO}[B-P]{after}|{ANY}[Qgw]{after_zero}\
+                 |{ANY}[R-Za-fh-vx-z0-9+/]{after})"
+            )
+        };
+        Self {
+            group: digits(&end_after_zero, &end),
+            two_bytes: digits(LOW_ZERO_ONLY, LOW_ZERO) + "=",
+            one_byte: format!("({NOT_ZERO}A|{ANY}[Qgw])=="),
+            end,
+            end_after_zero,
+        }
+    }
+
+    /// Any bytes but NUL.
+    fn bytes(&self) -> String {
+        format!("^{}$", self.rest())
+    }
+
+    /// The same, of which the first is `/`.
+    fn path(&self) -> String {
+        let Self { end, end_after_zero, .. } = self;
+        let second = "[x-z0-9+/]";
+        format!(
+            "^(Lw==|L(w{LOW_ZERO_ONLY}|{second}{LOW_ZERO})=|L(w{end_after_zero}|{second}{end}){})$",
+            self.rest()
+        )
+    }
+
+    fn rest(&self) -> String {
+        let Self { group, two_bytes, one_byte, .. } = self;
+        format!("{group}*({two_bytes}|{one_byte})?")
+    }
+}
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD as BASE64;
     use proptest::prelude::*;
 
     use super::*;
@@ -571,10 +657,32 @@ mod tests {
 
     proptest! {
         #[test]
-        fn base64_of_any_bytes_matches_the_published_pattern(bytes: Vec<u8>) {
-            use base64::Engine as _;
-            let text = base64::engine::general_purpose::STANDARD.encode(bytes);
-            prop_assert!(Regex::new(BASE64).unwrap().is_match(&text));
+        fn base64_matches_the_published_pattern_where_no_byte_is_nul(
+            bytes in prop::collection::vec(prop_oneof![Just(0_u8), any::<u8>()], 0..12),
+        ) {
+            let pattern = Regex::new(&Base64::new().bytes()).unwrap();
+            prop_assert_eq!(pattern.is_match(&BASE64.encode(&bytes)), !bytes.contains(&0));
+        }
+
+        #[test]
+        fn what_matches_the_published_pattern_is_base64(
+            text in "[ABCDEQRgwx048+/]{0,9}={0,2}",
+        ) {
+            let bytes = BASE64.decode(&text).ok().filter(|bytes| !bytes.contains(&0));
+            let pattern = Regex::new(&Base64::new().bytes()).unwrap();
+            prop_assert_eq!(pattern.is_match(&text), bytes.is_some());
+            let pattern = Regex::new(&Base64::new().path()).unwrap();
+            let is_path = bytes.is_some_and(|bytes| bytes.starts_with(b"/"));
+            prop_assert_eq!(pattern.is_match(&text), is_path);
+        }
+
+        #[test]
+        fn base64_of_a_path_matches_the_published_pattern(
+            bytes in prop::collection::vec(1_u8.., 0..12),
+        ) {
+            let path = [b"/".as_slice(), &bytes].concat();
+            let pattern = Regex::new(&Base64::new().path()).unwrap();
+            prop_assert!(pattern.is_match(&BASE64.encode(path)));
         }
 
         #[test]

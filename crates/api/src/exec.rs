@@ -1,15 +1,18 @@
 //! Running commands, and the processes that come of it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::openapi::schema::{AnyOfBuilder, OneOfBuilder, Schema};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 use wire::op::{self, Command};
 use wire::text::Secret;
 
 use crate::bound::{
     self, AnyCommand, Cells, Env, GraceMs, GuestPath, GuestUser, OutputBytes, Position, ProcessId,
-    Seconds, SignalNumber, TaskCpu, TaskLog, TaskMemory, TaskPids,
+    Seconds, SignalNumber, TaskCpu, TaskLog, TaskMemory, TaskPids, only,
 };
 use crate::{Problem, Timestamp, Validate};
 
@@ -344,7 +347,7 @@ pub struct Chunk {
 }
 
 /// An event of a streaming exec or attach: its name and its data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum ExecEvent {
     /// `started`, the first of an exec.
@@ -357,6 +360,33 @@ pub enum ExecEvent {
     Exit(ExecEnd),
     /// `error`, the last one.
     Error(Problem),
+}
+
+impl PartialSchema for ExecEvent {
+    fn schema() -> RefOr<Schema> {
+        AnyOfBuilder::new()
+            .item(Ref::from_schema_name(ExecStarted::name()))
+            .item(Ref::from_schema_name(Chunk::name()))
+            .item(Ref::from_schema_name(ExecEnd::name()))
+            .item(Ref::from_schema_name(Problem::name()))
+            .description(Some(
+                "The data of the events `started`; `stdout` and `stderr`; `exit`; `error`.",
+            ))
+            .into()
+    }
+}
+
+impl ToSchema for ExecEvent {
+    fn name() -> Cow<'static, str> {
+        "ExecEvent".into()
+    }
+
+    fn schemas(schemas: &mut bound::Schemas) {
+        schemas.push((ExecStarted::name().into_owned(), ExecStarted::schema()));
+        schemas.push((Chunk::name().into_owned(), Chunk::schema()));
+        schemas.push((ExecEnd::name().into_owned(), ExecEnd::schema()));
+        ExecEnd::schemas(schemas);
+    }
 }
 
 /// An event is none that this version knows, or its data are not what its name says.
@@ -406,6 +436,26 @@ pub enum ExecControl {
     Signal(i32),
 }
 
+impl PartialSchema for ExecControl {
+    fn schema() -> RefOr<Schema> {
+        OneOfBuilder::new()
+            .item(only("resize", WindowSize::name()))
+            .item(only("signal", SignalNumber::name()))
+            .description(Some("A text message of the client over WebSocket, after the first."))
+            .into()
+    }
+}
+
+impl ToSchema for ExecControl {
+    fn name() -> Cow<'static, str> {
+        "ExecControl".into()
+    }
+
+    fn schemas(schemas: &mut bound::Schemas) {
+        schemas.push((WindowSize::name().into_owned(), WindowSize::schema()));
+    }
+}
+
 impl Validate for ExecControl {
     fn validate(&self) -> Result<(), Problem> {
         match self {
@@ -428,7 +478,7 @@ pub enum ExecFinal {
     Error(Problem),
 }
 
-/// A terminal in one line: without `cmd`, the first message is an [`Exec`].
+/// A terminal in one line: without `cmd`, the first message is an [`Exec`] with a terminal.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -441,7 +491,7 @@ pub struct PtyQuery {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(value_type = Option<bound::Cells>, nullable = false)]
     pub rows: Option<u16>,
-    /// A line for `/bin/sh -c`; then no [`Exec`] is awaited.
+    /// A line for `/bin/sh -c`; then no `Exec` is awaited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(min_length = 1, max_length = 4096, pattern = "^[^\\x00]*$", nullable = false)]
     pub cmd: Option<String>,

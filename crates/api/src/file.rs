@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 use wire::op;
 use wire::text::Text;
 
-use crate::bound::{self, Depth, GuestPath, GuestPathBytes, GuestUser, Mode, Position};
+use crate::bound::{self, Depth, GuestPath, GuestPathBytes, GuestUser, Mode, WritePlace};
 use crate::{Problem, Timestamp, Validate};
 
 /// Permission bits, `0o7777` at most; in JSON and queries three or four octal digits: `"0644"`.
@@ -57,17 +57,63 @@ impl<'de> Deserialize<'de> for FileMode {
     }
 }
 
-/// Where written bytes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
+/// Where written bytes go; in queries `replace`, `append`, or the number of the first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WriteAt {
     /// The file is replaced as a whole when all bytes have arrived.
     #[default]
     Replace,
     /// After the last byte.
     Append,
-    /// From the byte that `offset` names on, leaving the rest.
-    Offset,
+    /// From this byte on, leaving the rest.
+    Offset(u64),
+}
+
+impl fmt::Display for WriteAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Replace => f.write_str("replace"),
+            Self::Append => f.write_str("append"),
+            Self::Offset(first) => first.fmt(f),
+        }
+    }
+}
+
+impl FromStr for WriteAt {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        WritePlace::check("at", text)?;
+        Ok(match text {
+            "replace" => Self::Replace,
+            "append" => Self::Append,
+            number => Self::Offset(
+                number.parse().map_err(|_| Problem::invalid("at", "must be a number"))?,
+            ),
+        })
+    }
+}
+
+impl Serialize for WriteAt {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for WriteAt {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Cow::<'_, str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl From<WriteAt> for op::WriteAt {
+    fn from(at: WriteAt) -> Self {
+        match at {
+            WriteAt::Replace => Self::Replace,
+            WriteAt::Append => Self::Append,
+            WriteAt::Offset(first) => Self::Offset(first),
+        }
+    }
 }
 
 macro_rules! path_queries {
@@ -105,14 +151,11 @@ path_queries! {
     PathQuery {} |_| Ok(());
     /// A file's new content, which is the body.
     WriteQuery {
-        /// Where the bytes go.
+        /// Where the bytes go: `replace`, which is the default, `append`, or the number of the
+        /// first byte.
         #[serde(default)]
-        #[param(inline)]
+        #[param(value_type = bound::WritePlace, required = false)]
         pub at: WriteAt,
-        /// The first byte to write; only with `at=offset`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        #[param(value_type = Option<bound::Position>, nullable = false)]
-        pub offset: Option<u64>,
         /// Permission bits of a new file; 0644 when absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[param(value_type = Option<bound::Mode>, nullable = false)]
@@ -120,16 +163,7 @@ path_queries! {
         /// Make missing parent directories.
         #[serde(default)]
         pub parents: bool,
-    } |query| {
-        Position::check_some("offset", query.offset)?;
-        match (query.at, query.offset) {
-            (WriteAt::Offset, None) => Err(Problem::invalid("offset", "must be there with at=offset")),
-            (WriteAt::Replace | WriteAt::Append, Some(_)) => {
-                Err(Problem::invalid("offset", "goes with at=offset only"))
-            }
-            _ => Ok(()),
-        }
-    };
+    } |_| Ok(());
     /// A file's metadata.
     StatQuery {
         /// Follow a final symbolic link.
@@ -365,10 +399,14 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_goes_with_at_offset_only() {
-        assert!(parse_query::<WriteQuery>("path=/a&at=offset&offset=4").is_ok());
-        assert!(parse_query::<WriteQuery>("path=/a&at=offset").is_err());
-        assert!(parse_query::<WriteQuery>("path=/a&offset=4").is_err());
+    fn bytes_go_to_one_of_three_places() {
+        let at = |query: &str| parse_query::<WriteQuery>(query).map(|query| query.at).ok();
+        assert_eq!(at("path=/a"), Some(WriteAt::Replace));
+        assert_eq!(at("path=/a&at=append"), Some(WriteAt::Append));
+        assert_eq!(at("path=/a&at=4"), Some(WriteAt::Offset(4)));
+        for query in ["path=/a&at=-1", "path=/a&at=start", "path=/a&at=9999999999999999"] {
+            assert_eq!(at(query), None, "{query}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod event;
 mod exec;
 mod file;
 mod log;
+mod openapi;
 mod operation;
 mod page;
 mod policy;
@@ -41,8 +42,9 @@ pub use file::{
     ReadQuery, StatQuery, TarInQuery, Transferred, WatchEvent, WatchQuery, WriteAt, WriteQuery,
 };
 pub use log::{LogQuery, LogRecord, LogSource};
+pub use openapi::openapi;
 pub use operation::{Operation, Reach, Role, UnknownName};
-pub use page::{Page, PageQuery};
+pub use page::{NoQuery, Page, PageQuery};
 pub use policy::{
     LayerKind, PolicyCheck, PolicyDecision, PolicyInfo, PolicyLayer, PolicyRef, PolicyRequest,
     PolicySubject, RuleRef,

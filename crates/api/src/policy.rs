@@ -1,11 +1,14 @@
 //! Decisions of policy.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{OneOfBuilder, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
-use crate::bound::{self, Subject, Workspace};
+use crate::bound::{self, Schemas, Subject, Workspace, only};
 use crate::{CreateSandbox, Exec, Mount, NetworkMode, Problem, Role, Timestamp, Validate};
 
 /// A rule of policy: where it is written and what it says.
@@ -65,7 +68,7 @@ pub struct PolicyCheck {
 }
 
 /// What would be asked for: one of these.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum PolicyRequest {
     /// To make a sandbox.
@@ -76,6 +79,31 @@ pub enum PolicyRequest {
     Mount(Mount),
     /// To reach something.
     Network(NetworkMode),
+}
+
+impl PartialSchema for PolicyRequest {
+    fn schema() -> RefOr<Schema> {
+        OneOfBuilder::new()
+            .item(only("create", CreateSandbox::name()))
+            .item(only("exec", Exec::name()))
+            .item(only("mount", Mount::name()))
+            .item(only("network", NetworkMode::name()))
+            .description(Some("What would be asked for: one of these."))
+            .into()
+    }
+}
+
+impl ToSchema for PolicyRequest {
+    fn name() -> Cow<'static, str> {
+        "PolicyRequest".into()
+    }
+
+    fn schemas(schemas: &mut Schemas) {
+        schemas.push(("CreateSandbox".into(), CreateSandbox::schema()));
+        CreateSandbox::schemas(schemas);
+        schemas.push(("Exec".into(), Exec::schema()));
+        Exec::schemas(schemas);
+    }
 }
 
 /// Who would ask.

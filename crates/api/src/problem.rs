@@ -255,7 +255,7 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// The JSON of a [`Problem`].
+/// Why a request failed, and what to do (RFC 9457).
 #[derive(Serialize, Deserialize, ToSchema)]
 #[schema(as = Problem)]
 pub(crate) struct Document {

@@ -229,9 +229,8 @@ use Method::{Delete, Get, Patch, Post, Put};
 
 /// What can go wrong where a guest is asked.
 const GUEST: &[Code] =
-    &[Code::NotFound, Code::WrongState, Code::Unsupported, Code::GuestFailed, Code::GuestTimeout];
+    &[Code::WrongState, Code::Unsupported, Code::GuestFailed, Code::GuestTimeout];
 const GUEST_FILE: &[Code] = &[
-    Code::NotFound,
     Code::FileNotFound,
     Code::PermissionDenied,
     Code::AlreadyExists,
@@ -242,7 +241,6 @@ const GUEST_FILE: &[Code] = &[
     Code::GuestFull,
 ];
 const GUEST_PROCESS: &[Code] = &[
-    Code::NotFound,
     Code::ProcessNotFound,
     Code::WrongState,
     Code::Unsupported,
@@ -250,7 +248,6 @@ const GUEST_PROCESS: &[Code] = &[
     Code::GuestTimeout,
 ];
 const LIFECYCLE: &[Code] = &[
-    Code::NotFound,
     Code::PolicyDenied,
     Code::WrongState,
     Code::IdempotencyInProgress,
@@ -261,7 +258,6 @@ const LIFECYCLE: &[Code] = &[
     Code::Busy,
     Code::EngineUnavailable,
     Code::GuestTimeout,
-    Code::StorageFull,
 ];
 
 /// Every method of every path.
@@ -295,7 +291,6 @@ pub const ROUTES: &[Route] = &[
     .gives(&[(201, json::<Sandbox>()), (202, json::<Sandbox>())])
     .idempotent()
     .may_fail(&[
-        Code::NotFound,
         Code::PolicyDenied,
         Code::NameTaken,
         Code::IdempotencyInProgress,
@@ -306,7 +301,6 @@ pub const ROUTES: &[Route] = &[
         Code::Busy,
         Code::EngineUnavailable,
         Code::GuestTimeout,
-        Code::StorageFull,
     ]),
     route(
         Get,
@@ -320,8 +314,7 @@ pub const ROUTES: &[Route] = &[
     .gives(&[(200, json_or_events::<Page<Sandbox>, Sandbox>())]),
     route(Get, "/v1/sandboxes/{sandbox}", "get_sandbox", Operation::SandboxGet, "One sandbox.")
         .gives(&[(200, json::<Sandbox>()), (304, Body::Empty)])
-        .versioned()
-        .may_fail(&[Code::NotFound]),
+        .versioned(),
     route(
         Patch,
         "/v1/sandboxes/{sandbox}",
@@ -333,12 +326,10 @@ pub const ROUTES: &[Route] = &[
     .gives(&[(200, json::<Sandbox>())])
     .versioned()
     .may_fail(&[
-        Code::NotFound,
         Code::PolicyDenied,
         Code::WrongState,
         Code::PreconditionFailed,
         Code::Unsupported,
-        Code::StorageFull,
     ]),
     route(
         Delete,
@@ -349,8 +340,7 @@ pub const ROUTES: &[Route] = &[
          `wait=false`.",
     )
     .query_is::<DeleteQuery>()
-    .gives(&[(200, json::<Sandbox>()), (202, json::<Sandbox>())])
-    .may_fail(&[Code::NotFound]),
+    .gives(&[(200, json::<Sandbox>()), (202, json::<Sandbox>())]),
     route(
         Post,
         "/v1/sandboxes/{sandbox}/start",
@@ -398,8 +388,7 @@ pub const ROUTES: &[Route] = &[
         Operation::SandboxStats,
         "What a sandbox uses. As server-sent events (`stats`), every second.",
     )
-    .gives(&[(200, json_or_events::<Stats, Stats>())])
-    .may_fail(&[Code::NotFound]),
+    .gives(&[(200, json_or_events::<Stats, Stats>())]),
     route(
         Get,
         "/v1/sandboxes/{sandbox}/logs",
@@ -408,8 +397,7 @@ pub const ROUTES: &[Route] = &[
         "A sandbox's log. As server-sent events (`log`), it goes on.",
     )
     .query_is::<LogQuery>()
-    .gives(&[(200, json_or_events::<Page<LogRecord>, LogRecord>())])
-    .may_fail(&[Code::NotFound]),
+    .gives(&[(200, json_or_events::<Page<LogRecord>, LogRecord>())]),
     // Commands
     route(
         Post,
@@ -423,7 +411,6 @@ pub const ROUTES: &[Route] = &[
     .gives(&[(200, json_or_events::<ExecResult, ExecEvent>()), (202, json::<Process>())])
     .idempotent()
     .may_fail(&[
-        Code::NotFound,
         Code::PolicyDenied,
         Code::WrongState,
         Code::NameTaken,
@@ -433,7 +420,6 @@ pub const ROUTES: &[Route] = &[
         Code::GuestFailed,
         Code::Busy,
         Code::GuestTimeout,
-        Code::StorageFull,
         Code::GuestFull,
     ]),
     route(
@@ -444,7 +430,7 @@ pub const ROUTES: &[Route] = &[
         "Runs a command over WebSocket, sub-protocol `sandforge.exec.v1`.",
     )
     .gives(&[(101, Body::WebSocket)])
-    .may_fail(&[Code::NotFound, Code::WrongState, Code::UpgradeRequired]),
+    .may_fail(&[Code::WrongState, Code::UpgradeRequired]),
     route(
         Get,
         "/v1/sandboxes/{sandbox}/pty",
@@ -454,7 +440,7 @@ pub const ROUTES: &[Route] = &[
     )
     .query_is::<PtyQuery>()
     .gives(&[(101, Body::WebSocket)])
-    .may_fail(&[Code::NotFound, Code::WrongState, Code::UpgradeRequired]),
+    .may_fail(&[Code::WrongState, Code::UpgradeRequired]),
     route(
         Get,
         "/v1/sandboxes/{sandbox}/processes",
@@ -495,12 +481,7 @@ pub const ROUTES: &[Route] = &[
     )
     .query_is::<AttachQuery>()
     .gives(&[(101, Body::WebSocket)])
-    .may_fail(&[
-        Code::NotFound,
-        Code::ProcessNotFound,
-        Code::WrongState,
-        Code::UpgradeRequired,
-    ]),
+    .may_fail(&[Code::ProcessNotFound, Code::WrongState, Code::UpgradeRequired]),
     route(
         Post,
         "/v1/sandboxes/{sandbox}/processes/{process}/stdin",
@@ -543,7 +524,6 @@ pub const ROUTES: &[Route] = &[
     .query_is::<ReadQuery>()
     .gives(&[(200, Body::Octets), (206, Body::Octets)])
     .may_fail(&[
-        Code::NotFound,
         Code::FileNotFound,
         Code::PermissionDenied,
         Code::WrongState,
@@ -667,8 +647,7 @@ pub const ROUTES: &[Route] = &[
         "Makes a token; its secret is shown this once.",
     )
     .takes(json::<CreateToken>())
-    .gives(&[(201, json::<CreatedToken>())])
-    .may_fail(&[Code::StorageFull]),
+    .gives(&[(201, json::<CreatedToken>())]),
     route(
         Get,
         "/v1/tokens",
@@ -685,8 +664,7 @@ pub const ROUTES: &[Route] = &[
         Operation::TokenRevoke,
         "Revokes a token, at once and for good.",
     )
-    .gives(&[(204, Body::Empty)])
-    .may_fail(&[Code::NotFound, Code::StorageFull]),
+    .gives(&[(204, Body::Empty)]),
     route(
         Post,
         "/v1/keys",
@@ -696,7 +674,7 @@ pub const ROUTES: &[Route] = &[
     )
     .takes(json::<CreateKey>())
     .gives(&[(201, json::<Key>())])
-    .may_fail(&[Code::AlreadyExists, Code::StorageFull]),
+    .may_fail(&[Code::AlreadyExists]),
     route(Get, "/v1/keys", "list_keys", Operation::KeyList, "Registered keys, newest first.")
         .query_is::<TokenQuery>()
         .gives(&[(200, json::<Page<Key>>())]),
@@ -707,8 +685,7 @@ pub const ROUTES: &[Route] = &[
         Operation::KeyRevoke,
         "Revokes a key, at once and for good.",
     )
-    .gives(&[(204, Body::Empty)])
-    .may_fail(&[Code::NotFound, Code::StorageFull]),
+    .gives(&[(204, Body::Empty)]),
     // Policy
     route(Get, "/v1/policy", "show_policy", Operation::PolicyShow, "The policy in force.")
         .gives(&[(200, json::<PolicyInfo>())]),
@@ -721,7 +698,7 @@ pub const ROUTES: &[Route] = &[
     )
     .takes(json::<PolicyCheck>())
     .gives(&[(200, json::<PolicyDecision>())])
-    .may_fail(&[Code::NotFound, Code::Unsupported]),
+    .may_fail(&[Code::Unsupported]),
     route(
         Post,
         "/v1/policy/reload",
@@ -729,8 +706,7 @@ pub const ROUTES: &[Route] = &[
         Operation::PolicyReload,
         "Loads the policy's files again; where they are wrong, the policy in force stays.",
     )
-    .gives(&[(200, json::<PolicyInfo>())])
-    .may_fail(&[Code::StorageFull]),
+    .gives(&[(200, json::<PolicyInfo>())]),
     // Audit
     route(Get, "/v1/audit", "list_audit", Operation::AuditRead, "Records of the audit log.")
         .query_is::<AuditQuery>()
@@ -760,8 +736,7 @@ pub const ROUTES: &[Route] = &[
         Operation::AuditCheckpoint,
         "Signs the head of the chain.",
     )
-    .gives(&[(201, json::<Checkpoint>())])
-    .may_fail(&[Code::StorageFull]),
+    .gives(&[(201, json::<Checkpoint>())]),
     // Webhooks
     route(
         Post,
@@ -772,7 +747,7 @@ pub const ROUTES: &[Route] = &[
     )
     .takes(json::<CreateWebhook>())
     .gives(&[(201, json::<CreatedWebhook>())])
-    .may_fail(&[Code::PolicyDenied, Code::StorageFull]),
+    .may_fail(&[Code::PolicyDenied]),
     route(
         Get,
         "/v1/webhooks",
@@ -783,8 +758,7 @@ pub const ROUTES: &[Route] = &[
     .query_is::<PageQuery>()
     .gives(&[(200, json::<Page<Webhook>>())]),
     route(Get, "/v1/webhooks/{id}", "get_webhook", Operation::WebhookList, "One subscription.")
-        .gives(&[(200, json::<Webhook>())])
-        .may_fail(&[Code::NotFound]),
+        .gives(&[(200, json::<Webhook>())]),
     route(
         Delete,
         "/v1/webhooks/{id}",
@@ -792,8 +766,7 @@ pub const ROUTES: &[Route] = &[
         Operation::WebhookDelete,
         "Removes a subscription; what is on its way is dropped.",
     )
-    .gives(&[(204, Body::Empty)])
-    .may_fail(&[Code::NotFound, Code::StorageFull]),
+    .gives(&[(204, Body::Empty)]),
     route(
         Get,
         "/v1/webhooks/{id}/deliveries",
@@ -802,8 +775,7 @@ pub const ROUTES: &[Route] = &[
         "Deliveries of a subscription; with `state=dead` its dead letters.",
     )
     .query_is::<DeliveryQuery>()
-    .gives(&[(200, json::<Page<Delivery>>())])
-    .may_fail(&[Code::NotFound]),
+    .gives(&[(200, json::<Page<Delivery>>())]),
     route(
         Post,
         "/v1/webhooks/{id}/deliveries/{delivery}/redeliver",
@@ -811,8 +783,7 @@ pub const ROUTES: &[Route] = &[
         Operation::WebhookRedeliver,
         "Tries a delivery again, a dead one too.",
     )
-    .gives(&[(202, json::<Delivery>())])
-    .may_fail(&[Code::NotFound, Code::StorageFull]),
+    .gives(&[(202, json::<Delivery>())]),
 ];
 
 #[cfg(test)]
