@@ -638,8 +638,11 @@ impl<'a> Judge<'a> {
             }
         };
         let seen = match &exec.command {
-            Command::Argv(argv) => shell::each_of_argv(argv, &mut look),
-            Command::Shell(line) => shell::each_of_line(line, &mut look),
+            Command::Argv(argv) => shell::each_command(argv, &mut look),
+            Command::Shell(line) => {
+                let argv = ["/bin/sh", "-c", line].map(str::to_owned);
+                shell::each_command(&argv, &mut look)
+            }
         };
         for (hit, (kind, entry)) in hits.into_iter().zip(&deny) {
             let Some(program) = hit else { continue };

@@ -1,6 +1,7 @@
 //! A file of policy, read.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use serde::Serialize;
 
@@ -201,8 +202,11 @@ impl Layer {
 
     /// The layer of Sandforge's own defaults, called `built-in`. Every policy has it.
     pub fn built_in() -> Self {
-        Self::parse("built-in", include_str!("built_in.toml"), Kind::BuiltIn)
-            .expect("a test parses it")
+        static BUILT_IN: LazyLock<Layer> = LazyLock::new(|| {
+            Layer::parse("built-in", include_str!("built_in.toml"), Kind::BuiltIn)
+                .expect("a test parses it")
+        });
+        BUILT_IN.clone()
     }
 
     /// Who wrote it.

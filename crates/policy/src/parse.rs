@@ -51,7 +51,8 @@ type Table<'a> = DeTable<'a>;
 type Node<'a> = Spanned<DeValue<'a>>;
 
 pub(crate) fn layer(source: &str, text: &str, kind: Kind) -> Result<Layer, Error> {
-    let mut reader = Reader { source, text, kind, patterns: 0 };
+    let ends = text.match_indices('\n').map(|(at, _)| at).collect();
+    let mut reader = Reader { source, text, kind, ends, patterns: 0 };
     if text.len() > Layer::MAX_TEXT {
         return Err(reader.error(0..0, Fault::TooLong { limit: Layer::MAX_TEXT }));
     }
@@ -67,14 +68,16 @@ struct Reader<'a> {
     source: &'a str,
     text: &'a str,
     kind: Kind,
+    /// Where lines end.
+    ends: Vec<usize>,
     patterns: usize,
 }
 
 impl Reader<'_> {
     fn place(&self, at: usize) -> (u32, u32) {
-        let before = self.text.get(..at).unwrap_or(self.text);
-        let line = before.matches('\n').count();
-        let column = before.rsplit('\n').next().unwrap_or(before).chars().count();
+        let line = self.ends.partition_point(|end| *end < at);
+        let start = line.checked_sub(1).map_or(0, |above| self.ends[above] + 1);
+        let column = self.text.get(start..at).map_or(0, |before| before.chars().count());
         let number = |index| u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1);
         (number(line), number(column))
     }
@@ -487,9 +490,9 @@ fn known<T: FromStr<Err = String>>(text: &str) -> Result<T, Problem> {
 
 /// Whether a key of a project's file was meant for a policy, perhaps with a typing error.
 fn is_meant(key: &str) -> bool {
-    key == SECTION
-        || distance(key, SECTION) <= 1
-        || SECTIONS.iter().any(|(name, _)| distance(key, name) <= 1)
+    let names = SECTIONS.iter().map(|(name, _)| *name).chain([SECTION]);
+    // A short name is near to too much.
+    names.into_iter().any(|name| distance(key, name) <= usize::from(name.len() > 3))
 }
 
 fn nearest(text: &str, known: &[&str]) -> String {
@@ -504,22 +507,49 @@ fn nearest(text: &str, known: &[&str]) -> String {
     }
 }
 
-/// How many characters to add, remove or change; of long texts, too many.
+/// How many characters to add, remove, change or swap with the next; of long texts, too many.
 fn distance(one: &str, other: &str) -> usize {
     const LONG: usize = 64;
     let (one, other): (Vec<_>, Vec<_>) = (one.chars().collect(), other.chars().collect());
     if one.len() > LONG || other.len() > LONG {
         return LONG;
     }
-    let mut row: Vec<usize> = (0..=other.len()).collect();
+    let mut rows: Vec<Vec<usize>> = vec![(0..=other.len()).collect()];
     for (index, a) in one.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = index + 1;
+        let mut row = vec![index + 1];
         for (column, b) in other.iter().enumerate() {
-            let changed = diagonal + usize::from(a != b);
-            diagonal = row[column + 1];
-            row[column + 1] = changed.min(row[column] + 1).min(diagonal + 1);
+            let changed = rows[index][column] + usize::from(a != b);
+            let mut least = changed.min(row[column] + 1).min(rows[index][column + 1] + 1);
+            let is_swap =
+                index > 0 && column > 0 && *a == other[column - 1] && one[index - 1] == *b;
+            if is_swap {
+                least = least.min(rows[index - 1][column - 1] + 1);
+            }
+            row.push(least);
         }
+        rows.push(row);
     }
-    row[other.len()]
+    rows[one.len()][other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_swap_is_one_mistake() {
+        assert_eq!(distance("policy", "polciy"), 1);
+        assert_eq!(distance("images", "image"), 1);
+        assert_eq!(distance("env", "dev"), 2);
+        assert_eq!(distance("", "abc"), 3);
+    }
+
+    #[test]
+    fn the_built_in_layer_is_well_formed_and_speaks_of_every_list() {
+        let layer = Layer::built_in();
+        assert!(layer.images.allow.is_some() && layer.mounts.lists.allow.is_some());
+        assert!(layer.commands.allow.is_some() && layer.users.allow.is_some());
+        assert!(layer.env.allow.is_some() && layer.network.allow.is_some());
+        assert!(layer.isolation.is_some());
+    }
 }

@@ -231,6 +231,31 @@ impl PathPattern {
     }
 
     pub(crate) fn relation(&self, components: &[String]) -> Relation {
+        let (floats, rest) = match &self.parts[..] {
+            [Part::Any, rest @ ..] => (true, rest),
+            parts => (false, parts),
+        };
+        if rest.contains(&Part::Any) {
+            return self.relation_in_general(components);
+        }
+        // Most patterns, and asked about each file of a mount.
+        let starts_with = |components: &[String]| {
+            let mut pairs = rest.iter().zip(components);
+            pairs.all(|(part, name)| matches!(part, Part::One(glob) if glob.matches(name)))
+        };
+        let enough = components.len() >= rest.len();
+        match floats {
+            true if rest.is_empty() || components.windows(rest.len()).any(starts_with) => {
+                Relation::Within
+            }
+            true => Relation::Above,
+            false if !starts_with(components) => Relation::Apart,
+            false if enough => Relation::Within,
+            false => Relation::Above,
+        }
+    }
+
+    fn relation_in_general(&self, components: &[String]) -> Relation {
         let mut at = self.start();
         for component in components {
             if at[self.parts.len()] {
@@ -406,5 +431,144 @@ impl CommandPattern {
                 || (name == word
                     && glob.literal().is_some_and(|path| shell::basename(path) == name))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relation(pattern: &str, path: &str) -> Relation {
+        let mut pattern = PathPattern::denied(pattern).unwrap();
+        pattern.settle(&folded_components(Path::new("/home/Ann")));
+        pattern.relation(&folded_components(Path::new(path)))
+    }
+
+    fn is_image(pattern: &str, image: &str) -> bool {
+        PathPattern::image(pattern).unwrap().matches(&image_components(image))
+    }
+
+    fn words(words: &str) -> Vec<String> {
+        words.split(' ').map(str::to_owned).collect()
+    }
+
+    fn allows(pattern: &str, argv: &str) -> bool {
+        CommandPattern::line(pattern).unwrap().allows(&words(argv))
+    }
+
+    fn denies(pattern: &str, argv: &str) -> bool {
+        CommandPattern::line(pattern).unwrap().denies(&words(argv))
+    }
+
+    #[test]
+    fn a_star_is_any_characters() {
+        for (pattern, text) in
+            [("a*c", "abc"), ("a*c", "ac"), ("*", ""), ("*a*", "xay"), ("a", "a")]
+        {
+            assert!(Glob::new(pattern).matches(text), "{pattern} {text}");
+        }
+        for (pattern, text) in
+            [("a*c", "ab"), ("a", "ab"), ("ab*ba", "aba"), ("*a*b*a*", "aba".get(1..).unwrap())]
+        {
+            assert!(!Glob::new(pattern).matches(text), "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_denied_anywhere_and_with_what_is_below() {
+        assert_eq!(relation(".ssh", "/home/ann/.ssh/id"), Relation::Within);
+        assert_eq!(relation(".SSH", "/x/.Ssh"), Relation::Within);
+        assert_eq!(relation("*.pem", "/x/key.pem"), Relation::Within);
+        assert_eq!(relation(".docker/config.json", "/x/.docker/config.json"), Relation::Within);
+        assert_eq!(relation(".docker/config.json", "/x/.docker"), Relation::Above);
+        assert_eq!(relation(".ssh", "/home/ann/.sshx"), Relation::Above);
+    }
+
+    #[test]
+    fn a_path_is_denied_where_it_is() {
+        assert_eq!(relation("/srv/a", "/srv/a/b"), Relation::Within);
+        assert_eq!(relation("/srv/a", "/srv"), Relation::Above);
+        assert_eq!(relation("/srv/a", "/"), Relation::Above);
+        assert_eq!(relation("/srv/a", "/x/srv/a"), Relation::Apart);
+        assert_eq!(relation("~/a", "/home/ann/A"), Relation::Within);
+        assert_eq!(relation("~", "/home"), Relation::Above);
+        assert_eq!(relation("/home/*/x", "/home/bob/x"), Relation::Within);
+    }
+
+    #[test]
+    fn two_stars_are_any_number_of_components() {
+        assert_eq!(relation("/a/**/z", "/a/z"), Relation::Within);
+        assert_eq!(relation("/a/**/z", "/a/b/c/z/d"), Relation::Within);
+        assert_eq!(relation("/a/**/z", "/a/b"), Relation::Above);
+        assert_eq!(relation("/a/**/z", "/b"), Relation::Apart);
+        assert_eq!(relation("a/**", "/x/a"), Relation::Within);
+    }
+
+    #[test]
+    fn an_image_is_matched_between_slashes() {
+        assert!(is_image("*", "base"));
+        assert!(is_image("debian:*", "debian:12"));
+        assert!(is_image("ghcr.io/acme/**", "ghcr.io/acme/a/b:1"));
+        assert!(is_image("/**", "/home/ann/root.tar"));
+        assert!(!is_image("*", "ghcr.io/x"));
+        assert!(!is_image("*", "/x"));
+        assert!(!is_image("**/x", "y"));
+    }
+
+    #[test]
+    fn a_command_is_matched_word_by_word() {
+        assert!(allows("git push *", "git push origin"));
+        assert!(!allows("git push *", "git push"));
+        assert!(!allows("git push *", "git push origin main"));
+        assert!(allows("git push **", "git push"));
+        assert!(allows("git push **", "git push origin main"));
+        assert!(allows("**", "anything at all"));
+        assert!(allows("npm run test:*", "npm run test:unit"));
+        assert!(!allows("echo '*'", "echo x"));
+    }
+
+    #[test]
+    fn permission_is_for_the_program_as_named_and_denial_for_both_names() {
+        assert!(!allows("git **", "/tmp/git x"));
+        assert!(!allows("/usr/bin/git **", "git x"));
+        assert!(denies("git **", "/tmp/git x"));
+        assert!(denies("/usr/bin/git **", "git x"));
+        assert!(denies("/usr/bin/git **", "/usr/bin/git x"));
+        assert!(!denies("/usr/bin/git **", "/tmp/git x"));
+    }
+
+    #[test]
+    fn a_shell_is_allowed_by_name_or_with_everything() {
+        let allows = |pattern| CommandPattern::line(pattern).unwrap().allows_shell("git status");
+        assert!(allows("sh -c *"));
+        assert!(allows("/bin/sh **"));
+        assert!(allows("**"));
+        for pattern in ["git **", "* **", "* -c *", "s* -c *", "bash -c *", "sh -c", "sh"] {
+            assert!(!allows(pattern), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn what_looks_like_another_wildcard_is_refused() {
+        for text in [
+            "a?",
+            "[ab]",
+            "{a,b}",
+            "$HOME/x",
+            "a\\b",
+            "!a",
+            "",
+            "a/../b",
+            "a//b",
+            "~bob/x",
+            "a**",
+            "a\u{fffd}",
+        ] {
+            assert!(PathPattern::denied(text).is_err(), "{text}");
+        }
+        assert!(PathPattern::root("src").is_err());
+        for text in ["", "git ** x", "git a**", "'"] {
+            assert!(CommandPattern::line(text).is_err(), "{text}");
+        }
     }
 }
