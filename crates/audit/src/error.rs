@@ -1,0 +1,71 @@
+use std::io;
+use std::path::PathBuf;
+
+/// Why the log cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// A record was to be written outside of a transaction.
+    #[error("an audit record belongs in the transaction of the change it tells of")]
+    NoTransaction,
+    /// A field is longer than a record can hold.
+    #[error("the audit record's {field} is {length} bytes long; at most {most} are kept")]
+    TooLong {
+        /// Which.
+        field: &'static str,
+        /// Its length in bytes.
+        length: usize,
+        /// The bound in bytes.
+        most: usize,
+    },
+    /// A stored record is not one that was ever written: it was changed.
+    #[error("audit record {seq} cannot be read ({reason}); run `sandforge audit verify`")]
+    Unreadable {
+        /// Its place.
+        seq: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The key file is not what it must be.
+    #[error("cannot use the audit key {path}: {reason}")]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What to do about it.
+        reason: String,
+    },
+    /// A range has no records here.
+    #[error("there is nothing to rotate")]
+    NothingToRotate,
+    /// The database failed.
+    #[error("the audit log's database failed: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// A file could not be read or written.
+    #[error("cannot {action} {path}: {source}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// What is exported could not be handed on.
+    #[error("cannot write the export: {0}")]
+    Export(io::Error),
+    /// What is to be verified could not be read.
+    #[error("cannot read the exported log: {0}")]
+    Import(io::Error),
+    /// The system has no randomness to give.
+    #[error("cannot get random bytes from the system: {0}")]
+    Random(String),
+}
+
+impl AuditError {
+    pub(crate) fn file(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+}
