@@ -1,5 +1,5 @@
 //! Files of policy: each mistake has a place and is told in one line; what a project says takes away
-//! and never gives; a decision is the same twice.
+//! and never gives.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -20,10 +20,11 @@ fuzz_target!(|data: &[u8]| {
     let policy = Policy::new(host(), layers).expect("there is a home directory");
     let Some(narrower) = narrower else { return };
     let narrowed = policy.narrowed(vec![narrower]).expect("it is a project's");
-    for request in requests() {
+    let requests = requests();
+    assert!(!narrowed.effective(requests[0].who()).to_string().contains(is_hostile));
+    for request in requests {
         let (before, after) = (policy.decide(&request), narrowed.decide(&request));
         assert!(before.allowed || !after.allowed, "a project allowed more:\n{before}\n{after}");
-        assert_eq!(after, narrowed.decide(&request));
         assert!(!after.to_string().contains(is_hostile), "{after:?}");
         if after.allowed {
             assert!(after.min_isolation >= before.min_isolation);
@@ -32,7 +33,6 @@ fuzz_target!(|data: &[u8]| {
                 assert!(kept, "a project showed more");
             }
         }
-        assert!(!narrowed.effective(request.who()).to_string().is_empty());
     }
 });
 

@@ -330,7 +330,7 @@ fn shown(text: &str) -> String {
 
 /// What was asked for, in the order in which it is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Subjects {
+enum About {
     Command,
     Image,
     Mount,
@@ -341,7 +341,7 @@ enum Subjects {
     Resource(Resource),
 }
 
-impl Subjects {
+impl About {
     fn as_str(self) -> &'static str {
         match self {
             Self::Command => "command",
@@ -358,7 +358,7 @@ impl Subjects {
 
 /// A verdict with what it is weighed by.
 struct Finding {
-    about: Subjects,
+    about: About,
     /// A rule that names what it denies, before one that merely does not allow it.
     names_it: bool,
     weight: usize,
@@ -374,7 +374,7 @@ struct Judge<'a> {
 impl<'a> Judge<'a> {
     fn denied(
         &mut self,
-        about: Subjects,
+        about: About,
         kind: Kind,
         weight: Option<usize>,
         rule: &Rule,
@@ -387,10 +387,14 @@ impl<'a> Judge<'a> {
         self.findings.push(Finding { about, names_it, weight, kind, verdict });
     }
 
-    fn allowed(&mut self, about: Subjects, kind: Kind, weight: usize, rule: &Rule, reason: String) {
-        let about_text = about.as_str();
-        let verdict =
-            Verdict { about: about_text, allowed: true, rule: rule.clone(), reason, remedy: None };
+    fn allowed(&mut self, about: About, kind: Kind, weight: usize, rule: &Rule, reason: String) {
+        let verdict = Verdict {
+            about: about.as_str(),
+            allowed: true,
+            rule: rule.clone(),
+            reason,
+            remedy: None,
+        };
         self.findings.push(Finding { about, names_it: true, weight, kind, verdict });
     }
 
@@ -401,7 +405,7 @@ impl<'a> Judge<'a> {
     /// A thing against lists. The last is the key of a grant and the value that would allow it.
     fn lists<P>(
         &mut self,
-        about: Subjects,
+        about: About,
         what: &str,
         allow: &Allow<'a, P>,
         hit: impl Fn(&P) -> bool,
@@ -455,18 +459,18 @@ impl<'a> Judge<'a> {
             if entry.pattern.matches(&parts) {
                 let reason = format!("{what} is denied by {:?}", entry.text);
                 let remedy = Some(take_out(&entry.rule));
-                self.denied(Subjects::Image, kind, Some(entry.weight), &entry.rule, reason, remedy);
+                self.denied(About::Image, kind, Some(entry.weight), &entry.rule, reason, remedy);
             }
         }
         let value = PathPattern::image(image).is_ok() && !image.contains('*');
         let value = value.then(|| format!("[{}]", quoted(image)));
         let allow = self.view.images();
         let hit = |pattern: &PathPattern| pattern.matches(&parts);
-        self.lists(Subjects::Image, &what, &allow, hit, ("images", value.as_deref()));
+        self.lists(About::Image, &what, &allow, hit, ("images", value.as_deref()));
     }
 
     fn mount(&mut self, mount: &Mount) {
-        let about = Subjects::Mount;
+        let about = About::Mount;
         let path = &mount.host_path;
         let what = format!("mount {}", shown(&path.to_string_lossy()));
         let is_resolved = path.is_absolute()
@@ -563,7 +567,7 @@ impl<'a> Judge<'a> {
         let value = Some(format!("[{}]", quoted(mode.as_str())));
         let allow = self.view.network();
         self.lists(
-            Subjects::Network,
+            About::Network,
             &what,
             &allow,
             |one| *one == mode,
@@ -579,10 +583,10 @@ impl<'a> Judge<'a> {
             for (kind, entry) in deny.iter().filter(|(_, entry)| entry.pattern.matches(name)) {
                 let reason = format!("{what} is denied by {:?}", entry.text);
                 let remedy = Some(take_out(&entry.rule));
-                self.denied(Subjects::Env, *kind, Some(entry.weight), &entry.rule, reason, remedy);
+                self.denied(About::Env, *kind, Some(entry.weight), &entry.rule, reason, remedy);
             }
             let hit = |glob: &Glob| glob.matches(name);
-            self.lists(Subjects::Env, &what, &allow, hit, ("env", named(name).as_deref()));
+            self.lists(About::Env, &what, &allow, hit, ("env", named(name).as_deref()));
         }
         // One permission for each rule is enough to tell.
         let mut told = Vec::new();
@@ -616,12 +620,12 @@ impl<'a> Judge<'a> {
             Command::Argv(argv) => pattern.allows(argv),
             Command::Shell(line) => pattern.allows_shell(line),
         };
-        self.lists(Subjects::Command, &what, &allow, hit, ("commands", value.as_deref()));
+        self.lists(About::Command, &what, &allow, hit, ("commands", value.as_deref()));
         if let Some(user) = &exec.user {
             let users = self.view.users();
             let hit = |glob: &Glob| glob.matches(user);
             let what = format!("user {}", shown(user));
-            self.lists(Subjects::User, &what, &users, hit, ("users", named(user).as_deref()));
+            self.lists(About::User, &what, &users, hit, ("users", named(user).as_deref()));
         }
         self.env(&exec.env_names);
     }
@@ -648,13 +652,13 @@ impl<'a> Judge<'a> {
             let Some(program) = hit else { continue };
             let reason = format!("{what} runs {program}, denied by {:?}", entry.text);
             let (weight, remedy) = (Some(entry.weight), Some(take_out(&entry.rule)));
-            self.denied(Subjects::Command, *kind, weight, &entry.rule, reason, remedy);
+            self.denied(About::Command, *kind, weight, &entry.rule, reason, remedy);
         }
         if seen.is_err() {
             let reason = format!("{what} holds more commands than are looked at");
             let text = "run it in parts, or put it into a file".to_owned();
             let remedy = Some(Remedy { text, toml: None });
-            self.denied(Subjects::Command, *first_kind, None, &first.rule, reason, remedy);
+            self.denied(About::Command, *first_kind, None, &first.rule, reason, remedy);
         }
     }
 
@@ -668,7 +672,7 @@ impl<'a> Judge<'a> {
             .chain(stronger.into_iter().map(|tier| (Kind::Project, tier)))
         {
             least = least.max(tier.value);
-            let about = Subjects::Isolation;
+            let about = About::Isolation;
             match create.isolation.filter(|isolation| *isolation < tier.value) {
                 Some(isolation) => {
                     let reason = format!("isolation {isolation} is weaker than {}", tier.value);
@@ -712,7 +716,7 @@ impl<'a> Judge<'a> {
     }
 
     fn limit(&mut self, resource: Resource, asked: Option<u64>, kind: Kind, limit: &Value<u64>) {
-        let (about, name, most) = (Subjects::Resource(resource), resource.as_str(), limit.value);
+        let (about, name, most) = (About::Resource(resource), resource.as_str(), limit.value);
         let Some(asked) = asked else {
             let text = format!("ask for a {name} of at most {most}");
             let remedy = Some(Remedy { text, toml: None });

@@ -264,7 +264,7 @@ fn narrows(before: &Policy, after: &Policy, request: &Request) -> Result<(), Tes
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn a_denial_never_allows_more(layers in layers(), denial in denial(), request in request()) {
