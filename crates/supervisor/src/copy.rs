@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, watch};
 use wire::op::{Mkdir, TarIn, TarOut, Transferred};
 use wire::text::Text;
 use workspace::{
-    Manifest, OutsideLinks, PackOptions, Progress, SyncOptions, UnpackOptions, pack, sync_back,
-    unpack,
+    Hidden, Manifest, OutsideLinks, PackOptions, Progress, SyncOptions, UnpackOptions, pack,
+    sync_back, unpack,
 };
 
 use crate::{Error, Observer, Phase, Step};
@@ -106,6 +106,7 @@ pub(crate) async fn copy_in(
     host: &Path,
     target: &str,
     options: CopyIn,
+    hidden: Option<Hidden>,
     observer: &mut dyn Observer,
 ) -> Result<(CopySummary, Manifest), Error> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::CopyIn {
@@ -143,7 +144,7 @@ pub(crate) async fn copy_in(
     let (sender, mut chunks) = mpsc::channel::<Vec<u8>>(CHUNKS);
     let (report, mut progress) = watch::channel(Progress::default());
     let pack_options =
-        PackOptions { gitignore: options.gitignore, manifest: options.for_sync_back, name };
+        PackOptions { gitignore: options.gitignore, manifest: options.for_sync_back, name, hidden };
     let path = host.to_owned();
     let total =
         workspace::estimate(host, &pack_options).map_err(|error| failed(error.into()))?.bytes;

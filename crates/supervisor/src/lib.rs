@@ -37,6 +37,7 @@ pub use launch::Launcher;
 pub use link::{Call, Guest, Input, LinkError, Output, Process};
 pub use observe::{Observer, Phase, Step};
 pub use sandbox::{Sandbox, Teardown, Timings};
+pub use workspace::Hidden;
 pub use {image, wire};
 
 /// How long a guest may take until its agent answers: an emulated one on a machine where

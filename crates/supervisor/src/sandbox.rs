@@ -9,7 +9,7 @@ use engine::{EngineError, Isolation, Machine, Stats};
 use launch::Usage;
 use link::Guest;
 use serde::Serialize;
-use workspace::{Manifest, OutsideLinks};
+use workspace::{Hidden, Manifest, OutsideLinks};
 
 use crate::copy::{self, CopyIn, CopyOut, CopySummary};
 use crate::kept::{KeptInfo, Shelf};
@@ -166,8 +166,23 @@ impl Sandbox {
         options: CopyIn,
         observer: &mut dyn Observer,
     ) -> Result<CopySummary, Error> {
+        self.copy_in_without(host, target, options, None, observer).await
+    }
+
+    /// The same, without what is `hidden`.
+    ///
+    /// # Errors
+    /// As [`Self::copy_in`].
+    pub async fn copy_in_without(
+        &self,
+        host: &Path,
+        target: &str,
+        options: CopyIn,
+        hidden: Option<Hidden>,
+        observer: &mut dyn Observer,
+    ) -> Result<CopySummary, Error> {
         let (summary, manifest) =
-            copy::copy_in(&self.guest, host, target, options, observer).await?;
+            copy::copy_in(&self.guest, host, target, options, hidden, observer).await?;
         if options.for_sync_back {
             self.manifests().insert(target.to_owned(), manifest);
         }

@@ -24,7 +24,7 @@ pub use archive::{Name, Passed};
 pub use links::{Below, MAX_STEPS, Resolution, Steps, resolve};
 pub use manifest::{Manifest, Node};
 pub use pack::{
-    Estimate, NAMED_LEFT_OUT, PackError, PackOptions, Packed, Progress, estimate, pack,
+    Estimate, Hidden, NAMED_LEFT_OUT, PackError, PackOptions, Packed, Progress, estimate, pack,
 };
 pub use protected::is_protected;
 pub use receive::{

@@ -1,10 +1,12 @@
 //! A host directory, or one file, to a tar stream.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use archive::{
     Inode, InodeKind, Kind, Member, Name, Packing, Passed, Printable, Root, Step, WalkError, Writer,
@@ -27,7 +29,39 @@ pub struct PackOptions {
     pub manifest: bool,
     /// What the one file is to be called, when a file is packed; its own name when absent.
     pub name: Option<Name>,
+    /// What is left out beside that.
+    pub hidden: Option<Hidden>,
 }
+
+/// Tells of a path below the directory whether it is left out, and all that is below it.
+#[derive(Clone)]
+pub struct Hidden(Arc<dyn Fn(&Path) -> bool + Send + Sync>);
+
+impl Hidden {
+    /// Leaves out what `hides` says.
+    pub fn new(hides: impl Fn(&Path) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(hides))
+    }
+
+    fn hides(hidden: Option<&Self>, name: &Name) -> bool {
+        hidden.is_some_and(|hidden| !name.is_root() && (hidden.0)(name.as_path()))
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden")
+    }
+}
+
+/// Where they are the same, not where they say the same.
+impl PartialEq for Hidden {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Hidden {}
 
 /// How far it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -122,6 +156,7 @@ pub fn pack(
     let mut writer = Writer::new(output);
     let mut sending = Sending {
         kept: source.kept.as_ref(),
+        hidden: options.hidden.as_ref(),
         manifest: options.manifest,
         hash: Sha256::new(),
         packed: Packed::default(),
@@ -158,7 +193,8 @@ pub fn estimate(path: &Path, options: &PackOptions) -> Result<Estimate, PackErro
     }
     let mut linked = HashSet::new();
     archive::walk(&source.root, &Name::ROOT, |entry| {
-        if !is_kept(source.kept.as_ref(), entry.name) {
+        let hidden = Hidden::hides(options.hidden.as_ref(), entry.name);
+        if hidden || !is_kept(source.kept.as_ref(), entry.name) {
             return Ok(Step::Over);
         }
         let inode = &entry.inode;
@@ -187,7 +223,11 @@ struct Source {
 impl Source {
     fn open(path: &Path, options: &PackOptions) -> Result<Self, PackError> {
         let opened = |source| PackError::Open { path: path.to_owned(), source };
-        let real = fs::canonicalize(path).map_err(opened)?;
+        // A descriptor is what the caller has looked at; its path may be another's by now.
+        let real = match path.starts_with("/proc/self/fd") {
+            true => path.to_owned(),
+            false => fs::canonicalize(path).map_err(opened)?,
+        };
         let kind = fs::metadata(&real).map_err(opened)?.file_type();
         if kind.is_dir() {
             let root = Root::open(&real).map_err(opened)?;
@@ -260,6 +300,7 @@ fn is_kept(kept: Option<&HashSet<Name>>, name: &Name) -> bool {
 
 struct Sending<'a> {
     kept: Option<&'a HashSet<Name>>,
+    hidden: Option<&'a Hidden>,
     manifest: bool,
     hash: Sha256,
     packed: Packed,
@@ -275,7 +316,7 @@ impl Sending<'_> {
 
 impl Packing for Sending<'_> {
     fn wants(&mut self, name: &Name, _: &Inode) -> bool {
-        is_kept(self.kept, name)
+        is_kept(self.kept, name) && !Hidden::hides(self.hidden, name)
     }
 
     fn content(&mut self, part: &[u8]) {
@@ -338,6 +379,37 @@ mod tests {
 
     fn names(path: &Path, options: &PackOptions) -> Vec<String> {
         members(path, options).0.iter().map(|member| member.name.to_string()).collect()
+    }
+
+    #[test]
+    fn what_is_hidden_does_not_go_in() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("a/.ssh")).unwrap();
+        fs::write(directory.path().join("a/.ssh/id"), "x").unwrap();
+        fs::write(directory.path().join("a/b"), "x").unwrap();
+        let hidden = Hidden::new(|path| path.ends_with(".ssh"));
+        let options = PackOptions { hidden: Some(hidden), ..PackOptions::default() };
+
+        let (members, _) = members(directory.path(), &options);
+
+        let names: Vec<_> = members.iter().map(|member| member.name.to_string()).collect();
+        assert_eq!(names, ["a", "a/b"]);
+        assert_eq!(estimate(directory.path(), &options).unwrap().entries, 2);
+    }
+
+    #[test]
+    fn an_open_directory_is_packed_wherever_it_lies_by_now() {
+        use std::os::fd::AsRawFd as _;
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("here")).unwrap();
+        fs::write(directory.path().join("here/file"), "x").unwrap();
+        let open = fs::File::open(directory.path().join("here")).unwrap();
+        fs::rename(directory.path().join("here"), directory.path().join("there")).unwrap();
+
+        let handle = format!("/proc/self/fd/{}/.", open.as_raw_fd());
+        let (members, _) = members(Path::new(&handle), &PackOptions::default());
+
+        assert_eq!(members.len(), 1);
     }
 
     #[test]
