@@ -1,2 +1,61 @@
 //! Many sandboxes: queue, lifecycle, limits of time, recovery.
+//!
+//! [`Manager`] is the only way to them, for the server and for a command that has none. Each of
+//! its methods goes the same way: may the caller ([`access`]), does policy allow it ([`policy`]),
+//! write down that it was accepted, do it, write down what came of it. What is written down is
+//! all that there is to recover from: see [`life`](self) of a row.
 #![forbid(unsafe_code)]
+
+mod config;
+mod error;
+mod exec;
+mod files;
+pub mod hook;
+pub mod host_path;
+mod ledger;
+mod life;
+mod manager;
+pub mod metrics;
+mod mount;
+pub mod paths;
+mod queue;
+mod record;
+mod recover;
+mod rules;
+mod sandboxes;
+mod seat;
+mod task;
+
+use std::path::PathBuf;
+
+pub use config::{Config, Mode, Provenance, VerifiedSignature};
+pub use error::Error;
+pub use exec::Feed;
+pub use files::{Download, Upload, Watch};
+pub use manager::Manager;
+pub use task::{Output, Stdin, Stream, Task};
+
+/// Why a fleet cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The state cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// A policy's file cannot be read.
+    #[error("cannot read the policy {}: {source}", .path.display())]
+    ReadPolicy {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A policy is not one.
+    #[error(transparent)]
+    Policy(#[from] policy::Error),
+    /// The machines of this host cannot be looked at.
+    #[error(transparent)]
+    Supervisor(#[from] supervisor::Error),
+    /// What was there cannot be taken up.
+    #[error(transparent)]
+    Recover(#[from] Error),
+}
