@@ -24,6 +24,7 @@ Examples:
   sandforge run -- python3 -c 'print(1)'    a program and its arguments
   sandforge run -w . --sync-back -- make    on a copy of this directory; take the changes over
   sandforge run -t bash                     a terminal in a machine
+  sandforge create --name box               a machine that stays: exec, cp, logs, stop, rm
   sandforge doctor                          what this computer can run, and what is missing
 
 `sandforge COMMAND --help` says more."
@@ -51,9 +52,29 @@ struct VerbosityArgs {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Run(command::run::RunArgs),
+    Create(command::create::CreateArgs),
     Exec(command::exec::ExecArgs),
+    Attach(command::attach::AttachArgs),
     Ls(command::list::ListArgs),
+    Inspect(command::inspect::InspectArgs),
+    Logs(command::logs::LogsArgs),
+    Cp(command::copy::CopyArgs),
+    /// Take the machines of sandboxes away; their records stay, for `sandforge start`
+    Stop(command::lifecycle::LifecycleArgs),
+    /// Give stopped or failed sandboxes new machines
+    Start(command::lifecycle::LifecycleArgs),
+    /// Let the machines of sandboxes stand still
+    Pause(command::lifecycle::LifecycleArgs),
+    /// Let paused sandboxes go on
+    Resume(command::lifecycle::LifecycleArgs),
     Rm(command::remove::RemoveArgs),
+    Stats(command::stats::StatsArgs),
+    Events(command::events::EventsArgs),
+    Token(command::token::TokenArgs),
+    Key(command::key::KeyArgs),
+    Policy(command::policy::PolicyArgs),
+    Audit(command::audit::AuditArgs),
+    Webhook(command::webhook::WebhookArgs),
     Image(command::image::ImageArgs),
     Doctor(command::doctor::DoctorArgs),
     Version(command::version::VersionArgs),
@@ -74,7 +95,7 @@ impl Command {
     /// Whose exit status ours is.
     pub(crate) fn family(&self) -> Family {
         match self {
-            Self::Run(_) | Self::Exec(_) => Family::Runs,
+            Self::Run(_) | Self::Exec(_) | Self::Attach(_) => Family::Runs,
             _ => Family::Manages,
         }
     }
@@ -83,9 +104,22 @@ impl Command {
     pub(crate) fn json(&self) -> bool {
         match self {
             Self::Run(args) => args.json(),
+            Self::Create(args) => args.json,
             Self::Exec(args) => args.json(),
+            Self::Attach(_) | Self::Cp(_) | Self::Rm(_) | Self::Completions(_) => false,
             Self::Ls(args) => args.json,
-            Self::Rm(_) | Self::Completions(_) => false,
+            Self::Inspect(args) => args.json,
+            Self::Logs(args) => args.json,
+            Self::Stop(args) | Self::Start(args) | Self::Pause(args) | Self::Resume(args) => {
+                args.json
+            }
+            Self::Stats(args) => args.json,
+            Self::Events(args) => args.json,
+            Self::Token(args) => args.json(),
+            Self::Key(args) => args.json(),
+            Self::Policy(args) => args.json(),
+            Self::Audit(args) => args.json(),
+            Self::Webhook(args) => args.json(),
             Self::Image(args) => args.json(),
             Self::Doctor(args) => args.json,
             Self::Version(args) => args.json,
@@ -128,6 +162,10 @@ impl Command {
         let words = match self {
             Self::Run(args) => &mut args.task.words,
             Self::Exec(args) => &mut args.task.words,
+            Self::Policy(args) => match args.words() {
+                Some(words) => words,
+                None => return,
+            },
             _ => return,
         };
         words.separated = is_separated(arguments, words.command.len());
@@ -145,7 +183,7 @@ fn is_separated(arguments: &[OsString], command: usize) -> bool {
 fn family(arguments: &[OsString]) -> Family {
     let command = arguments.iter().skip(1).find(|word| !word.as_encoded_bytes().starts_with(b"-"));
     match command.and_then(|word| word.to_str()) {
-        Some("run" | "exec") => Family::Runs,
+        Some("run" | "exec" | "attach") => Family::Runs,
         _ => Family::Manages,
     }
 }

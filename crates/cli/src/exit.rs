@@ -22,7 +22,7 @@ pub(crate) const PIPE: i32 = 13;
 /// Whose failure a status is to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
-    /// `run` and `exec`, whose status is the command's.
+    /// `run`, `exec` and `attach`, whose status is the command's.
     Runs,
     /// Everything else.
     Manages,

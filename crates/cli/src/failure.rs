@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::{self, Write as _};
 
+use client::api::{Code, Problem};
 use serde::Serialize;
 
 use crate::{exit, filter};
@@ -78,6 +79,33 @@ impl Failure {
         self
     }
 
+    /// What a server said, or that there is none.
+    pub(crate) fn from_client(error: &client::Error) -> Self {
+        match error {
+            client::Error::Problem(problem) => Self::from_problem(problem),
+            client::Error::Connect { .. } => Self::from_error(Kind::Unavailable, error),
+            client::Error::Configuration(_) => Self::from_error(Kind::Usage, error),
+            other => Self::from_error(Kind::Failed, other),
+        }
+    }
+
+    /// A problem, with the rule that decided and what would help.
+    pub(crate) fn from_problem(problem: &Problem) -> Self {
+        let message = match problem.field() {
+            Some(field) => format!("{field}: {}", problem.detail),
+            None => problem.detail.clone(),
+        };
+        let mut failure = Self::new(kind_of(problem.code), message);
+        if let Some(rule) = problem.rule() {
+            failure.causes.push(format!("rule {rule}"));
+        }
+        failure.help = problem.remedy().map(str::to_owned).or_else(|| {
+            let seconds = problem.retry_after_sec()?;
+            Some(format!("try again in {seconds} s"))
+        });
+        failure
+    }
+
     /// Many errors tell their source in their own words: those are not said twice.
     fn because_source(mut self, error: &dyn Error) -> Self {
         let mut next = error.source();
@@ -90,6 +118,33 @@ impl Failure {
             next = source.source();
         }
         self
+    }
+}
+
+impl From<client::Error> for Failure {
+    fn from(error: client::Error) -> Self {
+        Self::from_client(&error)
+    }
+}
+
+fn kind_of(code: Code) -> Kind {
+    match code {
+        Code::InvalidRequest
+        | Code::Unsupported
+        | Code::TooLarge
+        | Code::UriTooLong
+        | Code::HeadersTooLarge => Kind::Usage,
+        Code::NotFound | Code::FileNotFound | Code::ProcessNotFound => Kind::NotFound,
+        Code::Unauthenticated
+        | Code::BadSignature
+        | Code::SignatureRequired
+        | Code::Forbidden
+        | Code::PolicyDenied
+        | Code::PermissionDenied => Kind::Denied,
+        Code::Busy | Code::ShuttingDown | Code::EngineUnavailable | Code::RateLimited => {
+            Kind::Unavailable
+        }
+        _ => Kind::Failed,
     }
 }
 
@@ -119,6 +174,7 @@ pub(crate) fn without_numbers(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use client::api::RuleRef;
     use std::io;
 
     #[test]
@@ -156,6 +212,21 @@ mod tests {
         assert_eq!(
             failure.to_string(),
             "sandforge: No such file or directory; x\n  cause: No such file or directory"
+        );
+    }
+
+    #[test]
+    fn a_denial_names_its_rule_and_its_remedy() {
+        let rule = RuleRef { file: "policy.toml".into(), line: 3, text: "deny".into() };
+        let problem = Problem::new(Code::PolicyDenied, "git push is denied")
+            .with_rule(rule)
+            .with_remedy("ask the administrator");
+        let failure = Failure::from_problem(&problem);
+        assert_eq!(failure.kind, Kind::Denied);
+        assert_eq!(
+            failure.to_string(),
+            "sandforge: git push is denied\n  cause: rule policy.toml:3: deny\n  help: ask the \
+             administrator"
         );
     }
 

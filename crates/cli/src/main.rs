@@ -6,13 +6,17 @@
 
 mod arguments;
 mod command;
+mod connection;
 mod env;
 mod exit;
 mod failure;
 mod filter;
 mod input;
+mod keyfile;
 mod output;
+mod paths;
 mod progress;
+mod remote;
 mod report;
 mod session;
 mod signals;

@@ -76,7 +76,8 @@ impl Stream {
         Ok(Self { pieces: Some(pieces), written: Some(written) })
     }
 
-    async fn write(&mut self, piece: Vec<u8>) -> io::Result<()> {
+    /// Hands over a piece; waits while the reader is slow.
+    pub(crate) async fn write(&mut self, piece: Vec<u8>) -> io::Result<()> {
         if let Some(pieces) = &self.pieces
             && pieces.send(piece).await.is_ok()
         {
@@ -85,7 +86,8 @@ impl Stream {
         self.finish().await
     }
 
-    async fn finish(&mut self) -> io::Result<()> {
+    /// Waits until all is written.
+    pub(crate) async fn finish(&mut self) -> io::Result<()> {
         self.pieces = None;
         match self.written.take() {
             Some(written) => written.await.unwrap_or_else(|_| Err(io::Error::other("gone"))),

@@ -217,6 +217,11 @@ impl Task {
 }
 
 impl Reporting {
+    /// Whether nothing is reported.
+    pub(crate) fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
     /// Writes the report where it was asked for.
     pub(crate) fn write(self, mut report: Report, sinks: Sinks) -> Result<(), Failure> {
         let failed = |to: String, error: io::Error| {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::failure::Failure;
+
 /// `512` (MiB), `512m`, `2g`, `1.5GiB` as MiB.
 pub(crate) fn memory_mb(text: &str) -> Result<u32, String> {
     let bad = || format!("{text:?} is not a size; use 512 (MiB), 512m or 2g");
@@ -66,6 +68,14 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         sum = sum.checked_add(term).ok_or_else(bad)?;
     }
     Some(sum).filter(|time| !time.is_zero()).ok_or_else(bad)
+}
+
+/// A time that the API takes, which has no fractions of seconds.
+pub(crate) fn whole_seconds(flag: &str, time: Duration) -> Result<u64, Failure> {
+    match time.subsec_nanos() {
+        0 => Ok(time.as_secs()),
+        _ => Err(Failure::usage(format!("{flag} takes whole seconds, and {time:?} is not"))),
+    }
 }
 
 /// Bytes for a person: `941 B`, `1.5 MiB`.

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
 use crate::connect::{Connector, Route, Stream};
-use crate::{Client, Error};
+use crate::{Client, Error, RequestKey};
 
 /// Until a connection is made.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -51,6 +51,7 @@ pub struct Builder {
     target: Option<Target>,
     token: Option<Zeroizing<String>>,
     authorities: Vec<u8>,
+    key: Option<RequestKey>,
     retries: Retries,
     patience: Option<Duration>,
 }
@@ -107,6 +108,13 @@ impl Builder {
         self
     }
 
+    /// Signs each request with this key.
+    #[must_use]
+    pub fn sign_with(mut self, key: RequestKey) -> Self {
+        self.key = Some(key);
+        self
+    }
+
     /// Repeats requests so, where that is safe: those that read, and those with an
     /// `Idempotency-Key`, which every POST of this client has.
     #[must_use]
@@ -142,7 +150,7 @@ impl Builder {
             }
         }
         let connector = Connector { route, patience: self.patience.unwrap_or(PATIENCE) };
-        Client::assemble(connector, &authority, self.token, self.retries)
+        Client::assemble(connector, &authority, self.token, self.key, self.retries)
     }
 }
 

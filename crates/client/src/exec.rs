@@ -85,6 +85,11 @@ impl Session {
     /// Makes a WebSocket of the request and sends `first` on it.
     pub(crate) async fn open(request: Request<'_>, first: Option<&Exec>) -> Result<Self, Error> {
         let key = generate_key();
+        let first = first.map(serde_json::to_string).transpose().map_err(Error::malformed)?;
+        let request = match &first {
+            Some(first) => request.followed_by(first.clone().into()),
+            None => request,
+        };
         let text = |text: &str| HeaderValue::from_str(text).map_err(Error::malformed);
         let response = request
             .header(CONNECTION, HeaderValue::from_static("Upgrade"))
@@ -112,7 +117,6 @@ impl Session {
             Socket::from_raw_socket(TokioIo::new(stream), Role::Client, Some(config)).await;
         let (mut sender, receiver) = socket.split();
         if let Some(first) = first {
-            let first = serde_json::to_string(first).map_err(Error::malformed)?;
             sender.send(Message::text(first)).await.map_err(Error::broken)?;
         }
         Ok(Self {

@@ -50,7 +50,9 @@ pub use builder::{Builder, Retries};
 pub use connect::Stream;
 pub use error::Error;
 pub use events::{Events, Item};
+
 pub use exec::{Output, Session, SessionInput, SessionOutput};
+pub use sign::RequestKey;
 pub use transfer::{Download, Upload};
 
 use connect::{Connector, Route};
@@ -69,6 +71,7 @@ struct Inner {
     host: HeaderValue,
     agent: HeaderValue,
     token: Option<Zeroizing<String>>,
+    key: Option<RequestKey>,
     retries: Retries,
     /// For messages.
     target: String,
@@ -95,6 +98,7 @@ impl Client {
         connector: Connector,
         authority: &str,
         token: Option<Zeroizing<String>>,
+        key: Option<RequestKey>,
         retries: Retries,
     ) -> Result<Self, Error> {
         let target = connector.route.to_string();
@@ -110,6 +114,6 @@ impl Client {
             // A connection that a restarted server has forgotten is found out by hyper.
             .pool_max_idle_per_host(8)
             .build(connector);
-        Ok(Self { inner: Arc::new(Inner { http, base, host, agent, token, retries, target }) })
+        Ok(Self { inner: Arc::new(Inner { http, base, host, agent, token, key, retries, target }) })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use access::signature::BodyDigest;
 use api::{Code, Problem, Route};
 use bytes::{Bytes, BytesMut};
 use http::header::{
@@ -38,8 +39,10 @@ enum Payload {
     Nothing,
     /// Can be sent again.
     Bytes(Bytes),
-    /// Is gone once it is sent.
-    Stream(Body),
+    /// Is gone once it is sent. Its digest is known where it has to be.
+    Stream(Body, Option<BodyDigest>),
+    /// Nothing in the request; this is what is sent once it is a WebSocket.
+    Follows(Bytes),
 }
 
 /// A request that is being put together.
@@ -95,10 +98,26 @@ impl Request<'_> {
         self
     }
 
-    pub(crate) fn stream(mut self, media_type: &'static str, body: Body) -> Self {
+    pub(crate) fn stream(
+        mut self,
+        media_type: &'static str,
+        body: Body,
+        digest: Option<BodyDigest>,
+    ) -> Self {
         self.headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-        self.payload = Payload::Stream(body);
+        self.payload = Payload::Stream(body, digest);
         self
+    }
+
+    /// Signs, with the request, the message that its WebSocket begins with.
+    pub(crate) fn followed_by(mut self, message: Bytes) -> Self {
+        self.payload = Payload::Follows(message);
+        self
+    }
+
+    /// Whether it will be signed, so that the digest of what it carries must be known before.
+    pub(crate) fn is_signed(&self) -> bool {
+        self.client.inner.key.is_some()
     }
 
     pub(crate) fn if_match(mut self, version: Option<u64>) -> Self {
@@ -165,7 +184,7 @@ impl Request<'_> {
     fn repeatable(&self) -> bool {
         let safe = matches!(self.method, Method::GET | Method::HEAD | Method::DELETE | Method::PUT);
         let keyed = self.headers.get(IDEMPOTENCY_KEY).is_some_and(|key| !key.is_empty());
-        (safe || keyed) && !matches!(self.payload, Payload::Stream(_))
+        (safe || keyed) && !matches!(self.payload, Payload::Stream(..))
     }
 
     /// The answer, where one of these statuses is an answer too and no refusal. Sent once.
@@ -233,13 +252,24 @@ impl Request<'_> {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
+        if let Some(key) = &inner.key {
+            let digest = match &self.payload {
+                Payload::Nothing => BodyDigest::of(b""),
+                Payload::Bytes(bytes) | Payload::Follows(bytes) => BodyDigest::of(bytes),
+                Payload::Stream(_, digest) => digest
+                    .ok_or_else(|| Error::Sign("the digest of a stream is not known".into()))?,
+            };
+            key.sign(&self.method, &self.path, &self.query, digest, &mut headers)?;
+        }
         let body = match &mut self.payload {
-            Payload::Nothing => Empty::new().map_err(|never| match never {}).boxed_unsync(),
+            Payload::Nothing | Payload::Follows(_) => {
+                Empty::new().map_err(|never| match never {}).boxed_unsync()
+            }
             Payload::Bytes(bytes) => {
                 Full::new(bytes.clone()).map_err(|never| match never {}).boxed_unsync()
             }
-            payload @ Payload::Stream(_) => match std::mem::replace(payload, Payload::Nothing) {
-                Payload::Stream(body) => body,
+            payload @ Payload::Stream(..) => match std::mem::replace(payload, Payload::Nothing) {
+                Payload::Stream(body, _) => body,
                 _ => unreachable!("it was a stream a moment ago"),
             },
         };

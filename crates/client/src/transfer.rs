@@ -5,13 +5,16 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use access::signature::BodyDigest;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
 use http::{HeaderMap, HeaderName};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
-use tokio::io::AsyncRead;
+use sha2::{Digest as _, Sha256};
+use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncSeekExt as _, AsyncWriteExt as _};
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::Error;
@@ -44,8 +47,9 @@ impl<T: Into<Bytes>> From<T> for Upload {
 }
 
 impl Upload {
-    /// All that the reader gives. It is read as fast as the server takes it. Such an upload is
-    /// never repeated, and not signed beyond its headers' digest of nothing.
+    /// All that the reader gives. It is read as fast as the server takes it, and such an upload
+    /// is never repeated. Where requests are signed, it goes to a file without a name first, in
+    /// the directory for temporary files: its digest is in the signature.
     pub fn reader(reader: impl AsyncRead + Send + 'static) -> Self {
         Self::stream(ReaderStream::with_capacity(reader, PIECE))
     }
@@ -78,12 +82,41 @@ pub(crate) async fn send<T: serde::de::DeserializeOwned>(
             told
         })
     });
-    let body: Body = StreamBody::new(frames).boxed_unsync();
-    let answer = request.stream(media_type, body).value().await;
+    let (body, digest): (Body, _) = match request.is_signed() {
+        false => (StreamBody::new(frames).boxed_unsync(), None),
+        true => {
+            let spooled = spool(frames).await;
+            if let Some(error) = fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return Err(Error::Body(error));
+            }
+            let (file, digest) = spooled.map_err(Error::Body)?;
+            let pieces = ReaderStream::with_capacity(file, PIECE);
+            (StreamBody::new(pieces.map_ok(Frame::data)).boxed_unsync(), Some(digest))
+        }
+    };
+    let answer = request.stream(media_type, body, digest).value().await;
     match fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
         Some(error) => Err(Error::Body(error)),
         None => answer,
     }
+}
+
+/// All of the stream in a file that has no name, and its digest.
+async fn spool(
+    frames: impl Stream<Item = io::Result<Frame<Bytes>>>,
+) -> io::Result<(File, BodyDigest)> {
+    let mut frames = std::pin::pin!(frames);
+    let mut file = File::from_std(tokio::task::spawn_blocking(tempfile::tempfile).await??);
+    let mut hash = Sha256::new();
+    while let Some(frame) = frames.next().await {
+        if let Ok(bytes) = frame?.into_data() {
+            hash.update(&bytes);
+            file.write_all(&bytes).await?;
+        }
+    }
+    file.flush().await?;
+    file.rewind().await?;
+    Ok((file, BodyDigest::from_bytes(hash.finalize().into())))
 }
 
 /// What the server sends, as it comes. A slow reader slows the server down.

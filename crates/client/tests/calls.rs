@@ -463,3 +463,40 @@ async fn what_cannot_be_read_is_told_in_its_own_words() {
     let Error::Body(cause) = error else { panic!("{error:?}") };
     assert_eq!(cause.to_string(), "the disk is gone");
 }
+
+#[tokio::test]
+async fn what_is_signed_is_what_arrives_even_where_it_was_a_stream() {
+    use access::signature::{BodyDigest, Parts, Presented, public_key};
+
+    let secret = client::RequestKey::generate().unwrap();
+    let key = client::RequestKey::new("key-1", &secret);
+    let public = public_key(&key.public_hex()).unwrap();
+    let client = in_process(move |request: Request<Incoming>| async move {
+        let header = |name: &str| {
+            request.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+        };
+        let (digest, input) = (header("content-digest"), header("signature-input"));
+        let (signature, idempotency) = (header("signature"), header("idempotency-key"));
+        let presented = Presented::parse(digest.as_deref(), input.as_deref(), signature.as_deref());
+        let method = request.method().to_string();
+        let (path, query) = (request.uri().path().to_owned(), request.uri().query());
+        let parts =
+            Parts { method: &method, path: &path, query, idempotency_key: idempotency.as_deref() };
+        let now = api::Timestamp::now();
+        let verified = presented.unwrap().unwrap().verify(&parts, Some(&public), now).unwrap();
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        verified.check_body(&BodyDigest::of(&body)).unwrap();
+        json(200, &json!({"bytes": body.len(), "entries": 0, "items": []}))
+    })
+    .sign_with(key)
+    .build()
+    .unwrap();
+    client
+        .list_sandboxes(&ListSandboxes { name: Some("a".into()), ..Default::default() })
+        .await
+        .unwrap();
+    let _ = client.create_sandbox(&CreateSandbox::default()).await;
+    let query = WriteQuery { path: path("/a"), ..WriteQuery::default() };
+    let content = client::Upload::reader(std::io::Cursor::new(vec![7; 300_000]));
+    assert_eq!(client.write_file("s", &query, content).await.unwrap().bytes, 300_000);
+}

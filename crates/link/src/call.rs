@@ -18,7 +18,7 @@ pub struct Call<O> {
 }
 
 /// What an operation reads.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Input {
     stream: Arc<Stream>,
 }

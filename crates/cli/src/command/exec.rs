@@ -1,31 +1,47 @@
-//! `sandforge exec`: another command in a machine that `run --keep` left.
+//! `sandforge exec`: another command in a sandbox.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use clap::Args;
+use client::Client;
+use client::api::Process;
 
 use super::Context;
+use crate::connection::{self, Connection};
 use crate::exit;
 use crate::failure::Failure;
+use crate::filter;
 use crate::progress::Line;
+use crate::remote;
 use crate::report::{Exit, Report, Timings, milliseconds};
-use crate::session;
+use crate::session::Joint;
 use crate::signals::Signals;
 use crate::task::{Task, TaskArgs};
 
-/// Run a command in a machine that was kept
+/// Run a command in a sandbox
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  sandforge run --keep --name box \"echo hello > note\"
+  sandforge create --name box
+  sandforge exec box \"echo hello > note\"
   sandforge exec box cat note
   sandforge exec box -t bash
+  sandforge exec box --detach --process server \"python3 -m http.server\"
+  sandforge attach box server
   sandforge rm box
 
-Exit status: as of `sandforge run`. The second Ctrl-C ends the command; the machine stays.")]
+Exit status: as of `sandforge run`. The second Ctrl-C ends the command; the sandbox stays.")]
 pub(crate) struct ExecArgs {
-    /// The machine's name; `sandforge ls` lists them
+    /// The sandbox's name or id; `sandforge ls` lists them
     name: String,
+
+    /// Leave it running and print the name of its process, for `sandforge attach` and `logs`
+    #[arg(short, long, conflicts_with_all = ["tty", "json_file"])]
+    detach: bool,
+
+    /// Call its process so [default: a name of the server's choice]
+    #[arg(long, value_name = "NAME")]
+    process: Option<String>,
 
     #[command(flatten)]
     pub(crate) task: TaskArgs,
@@ -37,55 +53,73 @@ impl ExecArgs {
     }
 
     pub(crate) fn run(self, context: &Context) -> Result<u8, Failure> {
-        let task = self.task.prepare(process_name())?;
-        super::block_on(run(&self.name, task, context))
+        let json = self.task.json();
+        // A server names the process itself.
+        let task = self.task.prepare(super::local::process_name())?;
+        if !self.detach && Connection::find()?.is_none() {
+            return super::block_on(super::local::exec(&self.name, task, context));
+        }
+        let exec = client::api::Exec { name: self.process, ..remote::exec(task.exec.clone())? };
+        if self.detach {
+            let process: Process = connection::ask(async |client| {
+                Ok(client.exec_detached(&self.name, &exec).await?)
+            })?;
+            match json {
+                true => super::print_json(&process)?,
+                false => super::print(&format!("{}\n", filter::plain(&process.process)))?,
+            }
+            return Ok(0);
+        }
+        connection::with_server(async |client, signals| {
+            attached(client, signals, &self.name, &exec, task, context).await
+        })
     }
 }
 
-/// Unlike any other that the machine has seen.
-fn process_name() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("p{:x}-{}", now.as_nanos(), std::process::id())
-}
-
-async fn run(name: &str, task: Task, context: &Context) -> Result<u8, Failure> {
-    let mut signals = Signals::catch()?;
+async fn attached(
+    client: &Client,
+    signals: &mut Signals,
+    name: &str,
+    exec: &client::api::Exec,
+    task: Task,
+    context: &Context,
+) -> Result<u8, Failure> {
     let mut line = Line::new(context.verbosity);
-    let supervisor = super::supervisor()?;
-    let mut sandbox = signals
-        .unless_asked(supervisor.attach(name))
-        .await?
-        .map_err(|error| super::supervisor_failure(&error))?;
+    // Which one it was is for the report alone.
+    let sandbox = match task.reporting.is_none() {
+        true => None,
+        false => Some(signals.unless_asked(client.get_sandbox(name)).await??),
+    };
     let begun = Instant::now();
+    let session = signals.unless_asked(client.exec_session(name, exec)).await??;
     let mut sinks = task.sinks()?;
-    let (ending, digest) =
-        session::run(sandbox.guest(), &task.exec, &mut sinks, &mut signals).await?;
-    let exec_ms = milliseconds(begun.elapsed());
-    let Some(reply) = ending.reply(&mut sandbox).await? else {
+    let joint = Joint::of(&task.exec);
+    let Some(end) = remote::run(session, joint, &mut sinks, signals).await? else {
         return Ok(exit::of_signal(exit::PIPE));
     };
+    let reply = remote::reply(&end)?;
     task.tell(&mut line, &reply);
     let exit = Exit::of_outcome(&reply.outcome);
     let code = exit.code;
-    let report = Report {
-        exit,
-        sandbox: sandbox.id().to_owned(),
-        name: sandbox.name().to_owned(),
-        engine: sandbox.engine().to_owned(),
-        isolation: sandbox.isolation().to_string(),
-        digest: Some(digest),
-        timings: Timings {
-            agent_ms: sandbox.timings().agent_ms,
-            exec_ms,
-            total_ms: milliseconds(context.begun.elapsed()),
-            ..Timings::default()
-        },
-        cpu_usec: reply.cpu_usec,
-        memory_peak_bytes: reply.memory_peak_bytes,
-        kept: true,
-        output: None,
-    };
-    sandbox.leave();
-    task.reporting.write(report, sinks)?;
+    if let Some(sandbox) = sandbox {
+        let report = Report {
+            exit,
+            sandbox: sandbox.id,
+            name: sandbox.name,
+            engine: sandbox.engine.unwrap_or_default(),
+            isolation: sandbox.isolation.map(|tier| tier.to_string()).unwrap_or_default(),
+            digest: Some(format!("sha256:{}", end.task_digest.trim_start_matches("sha256:"))),
+            timings: Timings {
+                exec_ms: milliseconds(begun.elapsed()),
+                total_ms: milliseconds(context.begun.elapsed()),
+                ..Timings::default()
+            },
+            cpu_usec: reply.cpu_usec,
+            memory_peak_bytes: reply.memory_peak_bytes,
+            kept: true,
+            output: None,
+        };
+        task.reporting.write(report, sinks)?;
+    }
     Ok(code)
 }

@@ -1,18 +1,33 @@
 //! One module for each command.
 
+pub(crate) mod attach;
+pub(crate) mod audit;
 pub(crate) mod completions;
+pub(crate) mod copy;
+pub(crate) mod create;
 pub(crate) mod doctor;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod image;
+pub(crate) mod inspect;
+pub(crate) mod key;
+pub(crate) mod lifecycle;
 pub(crate) mod list;
+mod local;
+pub(crate) mod logs;
+pub(crate) mod policy;
 pub(crate) mod remove;
 pub(crate) mod run;
+pub(crate) mod stats;
+pub(crate) mod token;
 pub(crate) mod version;
+pub(crate) mod webhook;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use lifecycle::Step;
 use serde::Serialize;
 use supervisor::{Launcher, Supervisor};
 
@@ -35,9 +50,25 @@ pub(crate) fn run(arguments: Arguments, begun: Instant) -> ExitCode {
     let (family, json) = (arguments.command.family(), arguments.command.json());
     let done = match arguments.command {
         Command::Run(args) => args.run(&context),
+        Command::Create(args) => args.run(&context),
         Command::Exec(args) => args.run(&context),
+        Command::Attach(args) => args.run(),
         Command::Ls(args) => args.run(),
+        Command::Inspect(args) => args.run(),
+        Command::Logs(args) => args.run(),
+        Command::Cp(args) => args.run(&context),
+        Command::Stop(args) => args.run(Step::Stop),
+        Command::Start(args) => args.run(Step::Start),
+        Command::Pause(args) => args.run(Step::Pause),
+        Command::Resume(args) => args.run(Step::Resume),
         Command::Rm(args) => args.run(),
+        Command::Stats(args) => args.run(),
+        Command::Events(args) => args.run(),
+        Command::Token(args) => args.run(&context),
+        Command::Key(args) => args.run(&context),
+        Command::Policy(args) => args.run(),
+        Command::Audit(args) => args.run(),
+        Command::Webhook(args) => args.run(&context),
         Command::Image(args) => args.run(&context),
         Command::Doctor(args) => args.run(),
         Command::Version(args) => args.run(),
@@ -72,13 +103,23 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// To stdout; that nobody reads it any more is not a failure of ours.
 fn print(text: &str) -> Result<(), Failure> {
+    print_more(text).map(drop)
+}
+
+/// A piece of something endless to stdout: whether anybody still reads it.
+fn print_more(text: &str) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if !output::is_closed(&error) => {
-            Err(Failure::failed("cannot write to stdout").because(&error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if output::is_closed(&error) => Ok(false),
+        Err(error) => Err(Failure::failed("cannot write to stdout").because(&error)),
     }
+}
+
+/// A value as one of many lines: whether anybody still reads them.
+fn print_json_more(value: &impl Serialize) -> Result<bool, Failure> {
+    let text = serde_json::to_string(value).expect("our own types are plain JSON");
+    print_more(&format!("{text}\n"))
 }
 
 fn supervisor() -> Result<Supervisor, Failure> {
@@ -102,7 +143,7 @@ fn supervisor_failure(error: &supervisor::Error) -> Failure {
 
 /// Drives one piece of work on this thread. Work on other threads is not waited for when it is
 /// done: it ends with the process.
-fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -136,10 +136,10 @@ struct FileArgs {
 
 /// One `--mount`.
 #[derive(Debug, PartialEq, Eq)]
-struct Mount {
-    host: PathBuf,
-    guest: String,
-    read_only: bool,
+pub(super) struct Mount {
+    pub(super) host: PathBuf,
+    pub(super) guest: String,
+    pub(super) read_only: bool,
 }
 
 /// The files to copy, known to be there.
@@ -194,7 +194,7 @@ fn check_out(out: &Path) -> Result<(), Failure> {
 }
 
 /// `HOST:GUEST[:ro]`. A colon may be in HOST, since GUEST begins with a slash.
-fn parse_mount(text: &OsString) -> Result<Mount, Failure> {
+pub(super) fn parse_mount(text: &OsString) -> Result<Mount, Failure> {
     let bad = || {
         Failure::usage(format!("--mount {text:?} is not HOST:GUEST or HOST:GUEST:ro"))
             .help("GUEST is an absolute path in the sandbox, such as /data")
@@ -347,9 +347,9 @@ async fn in_sandbox(
 
     let begun = Instant::now();
     let mut sinks = task.sinks()?;
-    let (ending, digest) = session::run(sandbox.guest(), &task.exec, &mut sinks, signals).await?;
+    let (reply, digest) = session::run(sandbox, &task.exec, &mut sinks, signals).await?;
     timings.exec_ms = milliseconds(begun.elapsed());
-    let Some(reply) = ending.reply(sandbox).await? else {
+    let Some(reply) = reply else {
         return Ok(Done { reply: None, digest, sinks, collected: Ok(()) });
     };
 

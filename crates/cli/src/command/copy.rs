@@ -1,0 +1,365 @@
+//! `sandforge cp`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use client::api::{
+    Code, FileInfo, FileKind, FileMode, PathQuery, ReadQuery, StatQuery, TarInQuery, WriteQuery,
+};
+use client::{Client, Download, Upload};
+use tokio::io::AsyncReadExt as _;
+use tokio_util::io::SyncIoBridge;
+use workspace::{OutsideLinks, PackOptions, UnpackOptions};
+
+use super::Context;
+use crate::connection;
+use crate::failure::{Failure, Kind};
+use crate::output;
+use crate::progress::Line;
+
+/// What may be on the way between a thread that walks files and the network.
+const AHEAD: usize = 256 << 10;
+/// More would hide everything else.
+const MAX_TOLD: usize = 10;
+
+/// Copy files and directories into a sandbox or out of it
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  sandforge cp notes.txt box:/workspace/
+  sandforge cp ./src box:/workspace/src          a directory, with all that is in it
+  sandforge cp box:/workspace/results ./results
+  sandforge cp box:/etc/os-release -             to stdout; a directory comes as a tar
+  echo hi | sandforge cp - box:/tmp/hi           from stdin
+
+What lies in a directory that is there is replaced, as `cp -r` does; nothing is removed. Links stay
+links; those that come out and lead out of the directory are refused.")]
+pub(crate) struct CopyArgs {
+    /// Where from: a path of this computer, NAME:PATH in a sandbox, or - for stdin
+    #[arg(value_name = "FROM")]
+    from: OsString,
+
+    /// Where to: a path of this computer, NAME:PATH in a sandbox, or - for stdout
+    #[arg(value_name = "TO")]
+    to: OsString,
+
+    /// As this user of the sandbox: NAME or UID, either with :GROUP [default: uid 1000, not root]
+    #[arg(short, long)]
+    user: Option<String>,
+
+    /// Leave out what .gitignore files name when copying in
+    #[arg(long)]
+    gitignore: bool,
+
+    /// Leave out symbolic links that lead out of the directory when copying out
+    #[arg(long)]
+    leave_out_links: bool,
+}
+
+/// One end of a copy.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    /// Our stdin or stdout.
+    Stream,
+    Host(PathBuf),
+    Sandbox {
+        name: String,
+        path: String,
+    },
+}
+
+impl Place {
+    /// As scp has it: a colon before any slash makes it a sandbox's.
+    fn parse(text: &OsStr) -> Result<Self, Failure> {
+        if text == "-" {
+            return Ok(Self::Stream);
+        }
+        let bytes = text.as_bytes();
+        let colon = bytes.iter().position(|byte| *byte == b':');
+        let slash = bytes.iter().position(|byte| *byte == b'/');
+        let Some(colon) = colon.filter(|at| slash.is_none_or(|slash| at < &slash)) else {
+            return Ok(Self::Host(PathBuf::from(text)));
+        };
+        let utf8 = text.to_str().ok_or_else(|| Failure::usage(format!("{text:?} is not UTF-8")))?;
+        let (name, path) = (&utf8[..colon], &utf8[colon + 1..]);
+        if name.is_empty() || !path.starts_with('/') {
+            return Err(Failure::usage(format!("{text:?} is not NAME:PATH"))
+                .help("PATH is absolute, such as box:/workspace/notes.txt; write ./a:b for a file of that name"));
+        }
+        Ok(Self::Sandbox { name: name.to_owned(), path: path.to_owned() })
+    }
+}
+
+/// Where in which sandbox.
+struct There<'a> {
+    client: &'a Client,
+    name: &'a str,
+    path: &'a str,
+    user: Option<String>,
+}
+
+impl CopyArgs {
+    pub(crate) fn run(self, context: &Context) -> Result<u8, Failure> {
+        let (from, to) = (Place::parse(&self.from)?, Place::parse(&self.to)?);
+        let mut line = Line::new(context.verbosity);
+        connection::ask(async |client| {
+            let there = |name, path| There { client, name, path, user: self.user.clone() };
+            match (&from, &to) {
+                (Place::Stream, Place::Sandbox { name, path }) => {
+                    there(name, path).write(Upload::reader(tokio::io::stdin()), None).await
+                }
+                (Place::Host(host), Place::Sandbox { name, path }) => {
+                    self.copy_in(host, there(name, path), &mut line).await
+                }
+                (Place::Sandbox { name, path }, Place::Stream) => there(name, path).print().await,
+                (Place::Sandbox { name, path }, Place::Host(host)) => {
+                    self.copy_out(there(name, path), host, &mut line).await
+                }
+                _ => Err(Failure::usage("one of the two must be in a sandbox, and one must not")
+                    .help("write NAME:PATH for what is in a sandbox")),
+            }
+        })?;
+        Ok(0)
+    }
+
+    async fn copy_in(
+        &self,
+        host: &Path,
+        mut there: There<'_>,
+        line: &mut Line,
+    ) -> Result<(), Failure> {
+        let unreadable =
+            |error: io::Error| Failure::usage(format!("cannot read {host:?}")).because(&error);
+        let metadata = fs::metadata(host).map_err(unreadable)?;
+        // `dir/.` is what is in it, and not the directory itself.
+        let content = host.as_os_str().as_bytes().ends_with(b"/.");
+        let target = match host.file_name() {
+            Some(name) if !content && there.is_directory().await? => {
+                let name = name.to_str().ok_or_else(|| {
+                    Failure::usage(format!("the name of {host:?} is not UTF-8"))
+                        .help("name the file in the sandbox: NAME:/workspace/some-name")
+                })?;
+                format!("{}/{name}", there.path.trim_end_matches('/'))
+            }
+            _ => there.path.to_owned(),
+        };
+        there.path = &target;
+        if !metadata.is_dir() {
+            let file = tokio::fs::File::open(host).await.map_err(unreadable)?;
+            let mode = FileMode::new(metadata.mode() & 0o777);
+            return there.write(Upload::reader(file), Some(mode)).await;
+        }
+        let (writer, reader) = tokio::io::duplex(AHEAD);
+        let (path, gitignore) = (host.to_owned(), self.gitignore);
+        let packing = tokio::task::spawn_blocking(move || {
+            let mut writer = SyncIoBridge::new(writer);
+            let options = PackOptions { gitignore, ..PackOptions::default() };
+            let packed = workspace::pack(&path, &options, &mut writer, &mut |_| {});
+            // Where the other end is gone, the answer says why.
+            let _ = writer.shutdown();
+            packed
+        });
+        let query = TarInQuery { path: target.clone(), user: there.user.clone(), read_only: false };
+        let sent = there.client.unpack_files(there.name, &query, Upload::reader(reader)).await;
+        let packed = packing.await.map_err(|error| Failure::failed(error.to_string()))?;
+        match (packed, sent) {
+            // The server gave up first, and that is why the thread could not go on.
+            (Err(workspace::PackError::Send(_)), Err(error)) => Err(error.into()),
+            (Err(error), _) => {
+                Err(Failure::failed(format!("cannot copy {host:?}")).because(&error))
+            }
+            (Ok(_), Err(error)) => Err(error.into()),
+            (Ok(packed), Ok(_)) => {
+                for (name, why) in packed.left_out_names.iter().take(MAX_TOLD) {
+                    line.notice(&format!("not copied: {name}: {why:?}"));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn copy_out(
+        &self,
+        there: There<'_>,
+        host: &Path,
+        line: &mut Line,
+    ) -> Result<(), Failure> {
+        let info = there.info().await?.ok_or_else(|| {
+            Failure::new(
+                Kind::NotFound,
+                format!("there is no {:?} in {:?}", there.path, there.name),
+            )
+        })?;
+        let target = match there.path.trim_end_matches('/').rsplit('/').next() {
+            Some(name) if host.is_dir() && !matches!(name, "" | "." | "..") => host.join(name),
+            _ => host.to_owned(),
+        };
+        if info.kind != FileKind::Directory {
+            let download = there.read().await?;
+            return save(download, &target, info.mode.bits() & 0o777).await;
+        }
+        let query = PathQuery { path: there.path.to_owned(), user: there.user.clone() };
+        let mut download = there.client.pack_files(there.name, &query).await?;
+        let (mut writer, reader) = tokio::io::duplex(AHEAD);
+        let outside_links = match self.leave_out_links {
+            true => OutsideLinks::LeaveOut,
+            false => OutsideLinks::Refuse,
+        };
+        let destination = target.clone();
+        let unpacking = tokio::task::spawn_blocking(move || {
+            let merge = destination.is_dir();
+            let options = UnpackOptions { outside_links, merge, ..UnpackOptions::default() };
+            workspace::unpack(&mut SyncIoBridge::new(reader), &destination, &options, &mut |_| {})
+        });
+        let mut broken = None;
+        loop {
+            match download.next().await {
+                Ok(Some(piece)) => {
+                    // Whoever stopped reading says why below.
+                    if tokio::io::AsyncWriteExt::write_all(&mut writer, &piece).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    broken = Some(error);
+                    break;
+                }
+            }
+        }
+        drop(writer);
+        let unpacked = unpacking.await.map_err(|error| Failure::failed(error.to_string()))?;
+        if let Some(error) = broken {
+            return Err(error.into());
+        }
+        let unpacked = unpacked.map_err(|error| {
+            Failure::failed(format!("cannot copy to {target:?}")).because(&error)
+        })?;
+        for held in unpacked.held_back.iter().take(MAX_TOLD) {
+            line.notice(&format!("not copied: {held}"));
+        }
+        Ok(())
+    }
+}
+
+impl There<'_> {
+    /// What is there, if anything is.
+    async fn info(&self) -> Result<Option<FileInfo>, Failure> {
+        let query = StatQuery { path: self.path.to_owned(), user: self.user.clone(), follow: true };
+        match self.client.stat_file(self.name, &query).await {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.code() == Some(Code::FileNotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether a directory is there. A slash at the end asks for one.
+    async fn is_directory(&self) -> Result<bool, Failure> {
+        if self.path.ends_with('/') {
+            return Ok(true);
+        }
+        Ok(self.info().await?.is_some_and(|info| info.kind == FileKind::Directory))
+    }
+
+    async fn write(&self, content: Upload, mode: Option<FileMode>) -> Result<(), Failure> {
+        let query = WriteQuery {
+            path: self.path.to_owned(),
+            user: self.user.clone(),
+            mode,
+            ..WriteQuery::default()
+        };
+        self.client.write_file(self.name, &query, content).await?;
+        Ok(())
+    }
+
+    async fn read(&self) -> Result<Download, Failure> {
+        let query = ReadQuery { path: self.path.to_owned(), user: self.user.clone() };
+        Ok(self.client.read_file(self.name, &query).await?)
+    }
+
+    /// To stdout: a file's content, or a directory's tar.
+    async fn print(&self) -> Result<(), Failure> {
+        let mut download = match self.info().await? {
+            Some(FileInfo { kind: FileKind::Directory, .. }) => {
+                let query = PathQuery { path: self.path.to_owned(), user: self.user.clone() };
+                self.client.pack_files(self.name, &query).await?
+            }
+            _ => self.read().await?,
+        };
+        let mut sink = output::Stream::stdout(false)
+            .map_err(|error| Failure::failed("cannot start a thread").because(&error))?;
+        let written = async {
+            while let Some(piece) = download.next().await? {
+                if let Err(error) = sink.write(piece.into()).await {
+                    return Ok(Err(error));
+                }
+            }
+            Ok::<_, client::Error>(sink.finish().await)
+        };
+        match written.await? {
+            Err(error) if !output::is_closed(&error) => {
+                Err(Failure::failed("cannot write to stdout").because(&error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A file as a whole, or not at all.
+async fn save(download: Download, target: &Path, mode: u32) -> Result<(), Failure> {
+    let failed =
+        |error: io::Error| Failure::failed(format!("cannot write {target:?}")).because(&error);
+    let directory = match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut staged = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
+    let mut reader = download.into_reader();
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        match reader.read(&mut piece).await {
+            Ok(0) => break,
+            Ok(count) => staged.write_all(&piece[..count]).map_err(failed)?,
+            Err(error) => {
+                return Err(Failure::failed("the connection to the server broke").because(&error));
+            }
+        }
+    }
+    let file: &File = staged.as_file();
+    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)?;
+    staged.persist(target).map_err(|error| failed(error.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(text: &str) -> Option<Place> {
+        Place::parse(OsStr::new(text)).ok()
+    }
+
+    #[test]
+    fn a_colon_before_any_slash_makes_it_a_sandboxs() {
+        let there =
+            |name: &str, path: &str| Some(Place::Sandbox { name: name.into(), path: path.into() });
+        assert_eq!(place("box:/a b"), there("box", "/a b"));
+        assert_eq!(place("box:/a:b"), there("box", "/a:b"));
+        assert_eq!(place("./a:b"), Some(Place::Host("./a:b".into())));
+        assert_eq!(place("/tmp/a:b"), Some(Place::Host("/tmp/a:b".into())));
+        assert_eq!(place("-"), Some(Place::Stream));
+        assert_eq!(place("./-"), Some(Place::Host("./-".into())));
+    }
+
+    #[test]
+    fn a_path_in_a_sandbox_is_absolute() {
+        for text in ["box:", "box:a", ":/a"] {
+            assert_eq!(place(text), None, "{text}");
+        }
+    }
+}

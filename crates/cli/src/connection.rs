@@ -1,0 +1,126 @@
+//! The server that a command talks to: the one at `SANDFORGE_URL`, else the one of this user
+//! that runs, else one within this process.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use crate::failure::{Failure, Kind};
+use crate::keyfile;
+use crate::paths;
+use crate::signals::Signals;
+use client::Client;
+use client::api::Page;
+
+/// Where the server is.
+const URL: &str = "SANDFORGE_URL";
+/// What it knows the caller by.
+pub(crate) const TOKEN: &str = "SANDFORGE_TOKEN";
+/// The certificate that it must show, or who signed it.
+const CA: &str = "SANDFORGE_CA";
+/// The file of the key that signs requests.
+const KEY: &str = "SANDFORGE_KEY";
+
+/// A way to a server.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+}
+
+impl Connection {
+    /// Finds the server. Nothing is sent yet.
+    pub(crate) fn open() -> Result<Self, Failure> {
+        Self::find()?.ok_or_else(|| {
+            Failure::new(Kind::Unavailable, "no server runs").help("start one: sandforge serve")
+        })
+    }
+
+    /// The server, where there is one.
+    pub(crate) fn find() -> Result<Option<Self>, Failure> {
+        let builder = Client::builder();
+        let builder = match variable(URL)? {
+            Some(url) => {
+                let authorities = authorities(&url)?;
+                builder.url(url).authorities(authorities)
+            }
+            None => {
+                let socket = paths::socket();
+                // A socket that nobody listens on any more is as good as none.
+                if UnixStream::connect(&socket).is_err() {
+                    return Ok(None);
+                }
+                builder.unix_socket(socket)
+            }
+        };
+        let builder = match variable(TOKEN)? {
+            Some(token) => builder.token(token),
+            None => builder,
+        };
+        let builder = match env::var_os(KEY).filter(|path| !path.is_empty()) {
+            Some(path) => builder.sign_with(keyfile::read(path.as_ref())?),
+            None => builder,
+        };
+        let client = builder.build().map_err(|error| Failure::from_client(&error))?;
+        Ok(Some(Self { client }))
+    }
+}
+
+fn variable(name: &str) -> Result<Option<String>, Failure> {
+    env::var_os(name)
+        .filter(|value| !value.is_empty())
+        .map(OsString::into_string)
+        .transpose()
+        .map_err(|_| Failure::usage(format!("{name} is not UTF-8")))
+}
+
+/// The certificates to trust: those of `SANDFORGE_CA`, or of this user's own server.
+fn authorities(url: &str) -> Result<Vec<u8>, Failure> {
+    let (path, named) = match env::var_os(CA).filter(|value| !value.is_empty()) {
+        Some(path) => (PathBuf::from(path), true),
+        None => {
+            let data = paths::data().map_err(|error| Failure::usage(error.to_string()))?;
+            (data.join("tls").join("server.pem"), false)
+        }
+    };
+    fs::read(&path).map_err(|error| {
+        let what = if named { CA } else { "the certificate of this user's own server" };
+        Failure::usage(format!("cannot read {path:?}, {what}")).because(&error).help(format!(
+            "save what `sandforge serve --print-ca` prints on the host of {url}, and name the \
+             file with {CA}"
+        ))
+    })
+}
+
+/// Does one piece of work with a server. A signal of the user gives it up.
+pub(crate) fn with_server<T>(
+    work: impl AsyncFnOnce(&Client, &mut Signals) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    crate::command::block_on(async {
+        let mut signals = Signals::catch()?;
+        let connection = Connection::open()?;
+        work(&connection.client, &mut signals).await
+    })
+}
+
+/// Like [`with_server`], for work that is dropped as it is where a signal comes.
+pub(crate) fn ask<T>(work: impl AsyncFnOnce(&Client) -> Result<T, Failure>) -> Result<T, Failure> {
+    with_server(async |client, signals| signals.unless_asked(work(client)).await?)
+}
+
+/// All pages of a listing.
+pub(crate) async fn all<T>(
+    mut page: impl AsyncFnMut(Option<String>) -> Result<Page<T>, client::Error>,
+) -> Result<Vec<T>, Failure> {
+    let mut items = Vec::new();
+    let mut cursor = None;
+    loop {
+        let next = page(cursor).await?;
+        items.extend(next.items);
+        match next.next_cursor {
+            Some(next) => cursor = Some(next),
+            None => return Ok(items),
+        }
+    }
+}
