@@ -33,9 +33,29 @@ pub enum AuditError {
         /// What to do about it.
         reason: String,
     },
-    /// A range has no records here.
+    /// There are no records to move to a file.
     #[error("there is nothing to rotate")]
     NothingToRotate,
+    /// The chain does not hold, so nothing of it is signed anew.
+    #[error("the audit log was tampered with ({reason}); run `sandforge audit verify`")]
+    Broken {
+        /// What is wrong, in words.
+        reason: String,
+    },
+    /// The chain in the database is not the one whose head was signed last.
+    #[error(
+        "the audit log ends with record {ends}, or is another one: {path} has the signed head of \
+         record {signed}. Restore the database; or, to go on without what is missing, move that \
+         file away"
+    )]
+    Cut {
+        /// The last record that is there.
+        ends: u64,
+        /// The last one that was signed.
+        signed: u64,
+        /// The head file.
+        path: PathBuf,
+    },
     /// The database failed.
     #[error("the audit log's database failed: {0}")]
     Database(#[from] rusqlite::Error),

@@ -101,7 +101,7 @@ pub(crate) fn no_follow() -> i32 {
 
 /// A name that was made, renamed or removed is on disk after this.
 pub(crate) fn sync_directory_of(path: &Path) -> std::io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! can be taken over when it is gone.
 #![forbid(unsafe_code)]
 
+mod audit_log;
 mod change;
 mod cursor;
 mod directory;
@@ -33,6 +34,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use audit_log::AuditExport;
 pub use change::Change;
 pub use error::StoreError;
 pub use idempotency::{Answer, Begun, Unfinished};
@@ -58,7 +60,7 @@ struct Inner {
     writer: writer::Writer,
     readers: reader::Readers,
     events: broadcast::Sender<Arc<api::Event>>,
-    public_key: audit::VerifyingKey,
+    key: Arc<audit::Key>,
     rotation: tokio::sync::Mutex<()>,
 }
 

@@ -68,18 +68,24 @@ impl Store {
             Some(_) => audit::Key::load(&key_path)?,
             None => audit::Key::create(&key_path)?,
         };
+        let head_path = directory::audit_head(&directory);
+        audit::check_head(&connection, &head_path)?;
+        if let Some(last) = &last {
+            // A crash may have come between the commit and the file.
+            audit::write_head_file(&head_path, last)?;
+        }
         let signed = last.map_or(0, |checkpoint| checkpoint.seq);
         let head = Head::read(&connection)?;
         let readers = (0..options.readers.max(1))
             .map(|_| connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY))
             .collect::<Result<_, _>>()?;
         let (events, _) = broadcast::channel(4096);
-        let public_key = key.public();
+        let key = Arc::new(key);
         let writer = Writer::start(Thread {
             connection,
             directory: directory.clone(),
             options: options.clone(),
-            key,
+            key: Arc::clone(&key),
             events: events.clone(),
             signed,
             unsigned_since: (head.seq > signed).then(Instant::now),
@@ -91,7 +97,7 @@ impl Store {
                 writer,
                 readers: Readers::new(readers),
                 events,
-                public_key,
+                key,
                 rotation: tokio::sync::Mutex::default(),
             }),
         })
@@ -118,7 +124,7 @@ impl Store {
 
     /// The public half of the key that signs the audit log.
     pub fn audit_public_key(&self) -> audit::VerifyingKey {
-        self.inner.public_key
+        self.inner.key.public()
     }
 }
 

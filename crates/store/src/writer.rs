@@ -8,10 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use api::{Checkpoint, EventKind, Timestamp};
+use api::Checkpoint;
 use audit::Head;
 use rusqlite::Connection;
-use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, broadcast, oneshot};
 
 use crate::{Change, Options, StoreError, directory};
@@ -125,7 +124,7 @@ pub(crate) struct Thread {
     pub(crate) connection: Connection,
     pub(crate) directory: PathBuf,
     pub(crate) options: Options,
-    pub(crate) key: audit::Key,
+    pub(crate) key: Arc<audit::Key>,
     pub(crate) events: broadcast::Sender<Arc<api::Event>>,
     /// The last record that is covered by a signature.
     pub(crate) signed: u64,
@@ -195,22 +194,19 @@ impl Thread {
         let connection = &self.connection;
         connection.execute_batch("BEGIN IMMEDIATE")?;
         let open = Open { connection };
-        let mut change = Change::begin(connection, self.options.events_kept)?;
+        let mut change = Change::begin(connection, &self.key, self.options.events_kept)?;
         for job in group {
             part(&mut change, |change| if job.run(change) { Ok(()) } else { Err(None) })?;
         }
         let unsigned = change.head.seq.saturating_sub(self.signed);
-        let mut checkpoint = None;
-        if unsigned > 0 && (due || unsigned >= self.options.checkpoint_records) {
-            let key = &self.key;
-            part(&mut change, |change| {
-                checkpoint = sign_head(change, key).map_err(Some)?;
-                Ok(())
-            })?;
+        let signed = change.checkpoint.is_some();
+        if unsigned > 0 && !signed && (due || unsigned >= self.options.checkpoint_records) {
+            part(&mut change, |change| change.sign_audit_head().map(drop).map_err(Some))?;
         }
         connection.execute_batch("COMMIT")?;
         std::mem::forget(open);
-        Ok(After { head: change.head, events: change.events, checkpoint })
+        let Change { head, events, checkpoint, .. } = change;
+        Ok(After { head, events, checkpoint })
     }
 
     /// What else it is called, where there is no room it is a full disk.
@@ -265,6 +261,7 @@ fn part(
     work: impl FnOnce(&mut Change<'_>) -> Result<(), Option<StoreError>>,
 ) -> Result<(), StoreError> {
     let (head, events) = (change.head, change.events.len());
+    let checkpoint = change.checkpoint.clone();
     change.connection.execute_batch("SAVEPOINT part")?;
     let Err(error) = work(change) else {
         if change.connection.is_autocommit() {
@@ -279,22 +276,11 @@ fn part(
     change.connection.execute_batch("ROLLBACK TO part; RELEASE part")?;
     change.head = head;
     change.events.truncate(events);
+    change.checkpoint = checkpoint;
     if let Some(error) = error {
         tracing::warn!(%error, "a part of a transaction was taken back");
     }
     Ok(())
-}
-
-fn sign_head(change: &mut Change<'_>, key: &audit::Key) -> Result<Option<Checkpoint>, StoreError> {
-    let checkpoint = audit::checkpoint(change.connection, change.head, key, Timestamp::now())?;
-    if let Some(checkpoint) = &checkpoint {
-        let Ok(Value::Object(data)) = serde_json::to_value(checkpoint) else {
-            return Ok(None);
-        };
-        let data: Map<String, Value> = data;
-        change.event(EventKind::AuditCheckpoint, None, None, data)?;
-    }
-    Ok(checkpoint)
 }
 
 /// Whether the file system has `bytes` left for this user. Where it does not say, it has.
