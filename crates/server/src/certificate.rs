@@ -134,21 +134,18 @@ fn load(
             (directory.join(CERTIFICATE), directory.join(KEY))
         }
     };
-    let wrong = |file: &Path, reason: String| CertificateError::Content {
-        file: file.to_owned(),
-        reason,
-    };
+    let wrong =
+        |file: &Path, reason: String| CertificateError::Content { file: file.to_owned(), reason };
     let certificates = read(&chain)?;
-    let certificates: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(&certificates)
-            .collect::<Result<_, _>>()
-            .map_err(|error| wrong(&chain, error.to_string()))?;
+    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&certificates)
+        .collect::<Result<_, _>>()
+        .map_err(|error| wrong(&chain, error.to_string()))?;
     if certificates.is_empty() {
         return Err(wrong(&chain, "there is no certificate in it".into()));
     }
     let secret = zeroize::Zeroizing::new(read(&key)?);
-    let secret = PrivateKeyDer::from_pem_slice(&secret)
-        .map_err(|error| wrong(&key, error.to_string()))?;
+    let secret =
+        PrivateKeyDer::from_pem_slice(&secret).map_err(|error| wrong(&key, error.to_string()))?;
     CertifiedKey::from_der(certificates, secret, provider)
         .map_err(|error| CertificateError::Unusable(error.to_string()))
 }

@@ -127,7 +127,8 @@ impl Connections {
                     .header_read_timeout(self.limits.head)
                     .max_headers(self.limits.headers)
                     .max_buf_size(self.limits.head_bytes.max(8192));
-                let mut connection = pin!(builder.serve_connection(stream, service).with_upgrades());
+                let mut connection =
+                    pin!(builder.serve_connection(stream, service).with_upgrades());
                 tokio::select! {
                     ended = connection.as_mut() => ended,
                     () = self.stopping.cancelled() => {

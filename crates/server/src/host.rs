@@ -138,7 +138,9 @@ mod tests {
 
     #[test]
     fn other_names_are_not() {
-        for host in ["evil.example", "localhost.evil.example", "127.0.0.2", "0.0.0.0", "[::2]:8585", ""] {
+        for host in
+            ["evil.example", "localhost.evil.example", "127.0.0.2", "0.0.0.0", "[::2]:8585", ""]
+        {
             assert_eq!(check(&loopback(), &[("host", host)]), Err(Code::HostRefused), "{host}");
         }
         assert_eq!(check(&loopback(), &[]), Err(Code::InvalidRequest));

@@ -3,7 +3,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,7 +170,10 @@ impl Socket {
             let uid = match stream.peer_cred() {
                 Ok(credentials) if may_connect(credentials.uid(), own) => credentials.uid(),
                 Ok(credentials) => {
-                    tracing::warn!(uid = credentials.uid(), "somebody else's connection is refused");
+                    tracing::warn!(
+                        uid = credentials.uid(),
+                        "somebody else's connection is refused"
+                    );
                     continue;
                 }
                 Err(error) => {

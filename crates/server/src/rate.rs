@@ -33,17 +33,17 @@ impl Rates {
 
     /// Counts a request of this caller.
     pub(crate) fn request(&self, subject: &str) -> Result<(), Problem> {
-        self.callers
-            .check_key(&subject.to_owned())
-            .map_err(|until| limited("the caller's requests", until.wait_time_from(self.clock.now())))
+        self.callers.check_key(&subject.to_owned()).map_err(|until| {
+            limited("the caller's requests", until.wait_time_from(self.clock.now()))
+        })
     }
 
     /// Counts a failed authentication from this address. One that succeeds is never refused for
     /// others that failed.
     pub(crate) fn failure(&self, address: IpAddr) -> Result<(), Problem> {
-        self.failures
-            .check_key(&network(address))
-            .map_err(|until| limited("failed authentications", until.wait_time_from(self.clock.now())))
+        self.failures.check_key(&network(address)).map_err(|until| {
+            limited("failed authentications", until.wait_time_from(self.clock.now()))
+        })
     }
 
     /// Forgets who has not been here for a while.
