@@ -18,8 +18,6 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Web origins that may call, as `https://example.org`; none when empty.
     pub origins: Vec<String>,
-    /// Whether what changes something must be signed, whoever asks.
-    pub require_signatures: bool,
     /// What one client may take of the server.
     pub limits: Limits,
 }
@@ -37,7 +35,6 @@ impl Config {
             certificate: Certificate::Own { directory: data.into().join("tls") },
             hosts: Vec::new(),
             origins: Vec::new(),
-            require_signatures: false,
             limits: Limits::default(),
         }
     }

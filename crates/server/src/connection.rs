@@ -1,7 +1,7 @@
 //! One connection: HTTP spoken within bounds of time and size until the client or the server ends it.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
 use crate::Limits;
+use crate::app::Lifetime;
 use crate::patience::Patient;
 
 /// Streams of one HTTP/2 connection at once.
@@ -38,6 +38,12 @@ pub(crate) enum Peer {
     Remote(SocketAddr),
 }
 
+impl Peer {
+    /// Somebody, somewhere.
+    pub(crate) const UNKNOWN: Self =
+        Self::Remote(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
+}
+
 impl std::fmt::Display for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -54,11 +60,7 @@ pub(crate) struct Connections {
     router: Router,
     limits: Limits,
     places: Arc<Semaphore>,
-    tasks: TaskTracker,
-    /// No further request is taken; those that are being answered go on.
-    stopping: CancellationToken,
-    /// What is not answered now never is.
-    stopped: CancellationToken,
+    lifetime: Lifetime,
 }
 
 /// How the client chose to speak.
@@ -69,15 +71,9 @@ pub(crate) enum Http {
 }
 
 impl Connections {
-    pub(crate) fn new(router: Router, limits: Limits, stopping: CancellationToken) -> Self {
-        Self {
-            router,
-            limits,
-            places: Arc::new(Semaphore::new(limits.connections)),
-            tasks: TaskTracker::new(),
-            stopping,
-            stopped: CancellationToken::new(),
-        }
+    pub(crate) fn new(router: Router, limits: Limits, lifetime: Lifetime) -> Self {
+        let places = Arc::new(Semaphore::new(limits.connections));
+        Self { router, limits, places, lifetime }
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -85,26 +81,20 @@ impl Connections {
     }
 
     pub(crate) fn stopping(&self) -> &CancellationToken {
-        &self.stopping
+        &self.lifetime.stopping
     }
 
     /// A place for one more connection, as soon as there is one; none once the server stops.
     pub(crate) async fn place(&self) -> Option<OwnedSemaphorePermit> {
         tokio::select! {
             place = Arc::clone(&self.places).acquire_owned() => place.ok(),
-            () = self.stopping.cancelled() => None,
+            () = self.lifetime.stopping.cancelled() => None,
         }
     }
 
     /// Runs what belongs to a connection; the server's end waits for it, within bounds.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let stopped = self.stopped.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = work => {}
-                () = stopped.cancelled() => {}
-            }
-        });
+        self.lifetime.spawn(work);
     }
 
     /// Answers requests until the client goes, or the server stops and what was asked is answered.
@@ -131,7 +121,7 @@ impl Connections {
                     pin!(builder.serve_connection(stream, service).with_upgrades());
                 tokio::select! {
                     ended = connection.as_mut() => ended,
-                    () = self.stopping.cancelled() => {
+                    () = self.lifetime.stopping.cancelled() => {
                         connection.as_mut().graceful_shutdown();
                         connection.await
                     }
@@ -150,7 +140,7 @@ impl Connections {
                 let mut connection = pin!(builder.serve_connection(stream, service));
                 tokio::select! {
                     ended = connection.as_mut() => ended,
-                    () = self.stopping.cancelled() => {
+                    () = self.lifetime.stopping.cancelled() => {
                         connection.as_mut().graceful_shutdown();
                         connection.await
                     }
@@ -159,16 +149,6 @@ impl Connections {
         };
         if let Err(error) = ended {
             tracing::debug!(%peer, %error, "a connection ended early");
-        }
-    }
-
-    /// Waits for what is being answered, at most so long; what is left then is cut off.
-    pub(crate) async fn drain(&self, grace: std::time::Duration) {
-        self.stopping.cancel();
-        self.tasks.close();
-        if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
-            self.stopped.cancel();
-            self.tasks.wait().await;
         }
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::Router;
 use tokio::io::DuplexStream;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 
+use crate::app::Lifetime;
 use crate::certificate::{CertificateError, Current};
 use crate::connection::{Connections, Http, Peer};
 use crate::listen::{self, ListenError, Socket};
@@ -34,7 +34,7 @@ pub enum ServeError {
 pub struct Running {
     addresses: Vec<SocketAddr>,
     certificate: Certificate,
-    connections: Connections,
+    lifetime: Lifetime,
 }
 
 impl Running {
@@ -42,9 +42,9 @@ impl Running {
     pub(crate) fn start(
         router: Router,
         config: &Config,
-        stopping: CancellationToken,
+        lifetime: Lifetime,
     ) -> Result<Self, ServeError> {
-        let connections = Connections::new(router, config.limits, stopping);
+        let connections = Connections::new(router, config.limits, lifetime.clone());
         let socket = config.unix_socket.as_deref().map(Socket::bind).transpose()?;
         let listeners =
             config.listen.iter().map(|&at| listen::bind(at)).collect::<Result<Vec<_>, _>>()?;
@@ -64,7 +64,7 @@ impl Running {
         if let Some(socket) = socket {
             connections.spawn(socket.accept(connections.clone()));
         }
-        Ok(Self { addresses, certificate: config.certificate.clone(), connections })
+        Ok(Self { addresses, certificate: config.certificate.clone(), lifetime })
     }
 
     /// Where TLS is spoken, with the ports that the system chose.
@@ -83,7 +83,7 @@ impl Running {
     /// Takes nothing more, waits for what is being answered, at most for `grace`, and cuts off
     /// the rest. Endless streams of events end at once.
     pub async fn shutdown(self, grace: Duration) {
-        self.connections.drain(grace).await;
+        self.lifetime.end(grace).await;
     }
 }
 
@@ -91,11 +91,12 @@ impl Running {
 #[derive(Debug, Clone)]
 pub struct Embedded {
     connections: Connections,
+    lifetime: Lifetime,
 }
 
 impl Embedded {
-    pub(crate) fn new(router: Router, config: &Config, stopping: CancellationToken) -> Self {
-        Self { connections: Connections::new(router, config.limits, stopping) }
+    pub(crate) fn new(router: Router, config: &Config, lifetime: Lifetime) -> Self {
+        Self { connections: Connections::new(router, config.limits, lifetime.clone()), lifetime }
     }
 
     /// The client's end of a new connection, over which it speaks HTTP/1.1.
@@ -109,6 +110,6 @@ impl Embedded {
 
     /// Waits for what is being answered, at most for `grace`, and cuts off the rest.
     pub async fn shutdown(&self, grace: Duration) {
-        self.connections.drain(grace).await;
+        self.lifetime.end(grace).await;
     }
 }

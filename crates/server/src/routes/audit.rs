@@ -1,0 +1,42 @@
+//! The audit log.
+
+use api::{AuditQuery, AuditRange};
+use axum::body::Body;
+use axum::response::Response;
+use futures_util::StreamExt as _;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
+
+use crate::ask::{Answer, Ask, json, ok};
+
+pub(super) async fn list(ask: Ask) -> Answer {
+    let query: AuditQuery = ask.query()?;
+    let page = ask.app.manager.audit(&ask.caller, &query, &ask.provenance).await;
+    ok(&page.map_err(|error| error.problem())?)
+}
+
+pub(super) async fn export(ask: Ask) -> Answer {
+    let range: AuditRange = ask.query()?;
+    let records = ask.app.manager.export_audit(&ask.caller, range, &ask.provenance).await;
+    let records = records.map_err(|error| error.problem())?;
+    let lines =
+        records.map(|record| -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+            let mut line = serde_json::to_vec(&record?)?;
+            line.push(b'\n');
+            Ok(line)
+        });
+    let mut response = Response::new(Body::from_stream(lines));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/jsonl"));
+    Ok(response)
+}
+
+pub(super) async fn verify(ask: Ask) -> Answer {
+    let range: AuditRange = ask.query()?;
+    let report = ask.app.manager.verify_audit(&ask.caller, range, &ask.provenance).await;
+    ok(&report.map_err(|error| error.problem())?)
+}
+
+pub(super) async fn checkpoint(ask: Ask) -> Answer {
+    let signed = ask.app.manager.checkpoint_audit(&ask.caller, &ask.provenance).await;
+    json(StatusCode::CREATED, &signed.map_err(|error| error.problem())?)
+}
