@@ -1,0 +1,130 @@
+//! The authorisation matrix, over HTTP: each route, as each role, in its own workspace and in
+//! another's.
+
+use access::matrix::{Cell, Whose, cell};
+use api::{Access, Body, Method, ROUTES, Reach, Role, Route};
+use serde_json::{Value, json};
+
+use crate::server::{Call, Server};
+
+/// The least that a route takes.
+fn query(route: &Route) -> &'static str {
+    match route.id {
+        "read_file" | "write_file" | "remove_file" | "stat_file" | "list_files" | "watch_files"
+        | "pack_files" | "unpack_files" => "?path=/tmp/x",
+        _ => "",
+    }
+}
+
+fn body(route: &Route) -> Value {
+    match route.id {
+        "exec" => json!({"command": ["true"]}),
+        "signal_process" => json!({"signal": 15}),
+        "resize_process" => json!({"rows": 1, "cols": 1}),
+        "make_directory" => json!({"path": "/tmp/x"}),
+        "move_file" => json!({"from": "/tmp/x", "to": "/tmp/y"}),
+        "create_token" => json!({"name": "x", "role": "viewer", "workspace": "own"}),
+        "create_key" => json!({
+            "name": "x",
+            "subject": "someone",
+            "role": "viewer",
+            "public_key": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+        }),
+        "check_policy" => json!({"request": {"exec": {"command": ["true"]}}}),
+        "create_webhook" => json!({"url": "https://example.org/", "workspace": "own"}),
+        "create_sandbox" => json!({"workspace": "own"}),
+        _ => json!({}),
+    }
+}
+
+fn request<'a>(server: &'a Server, route: &Route, sandbox: &str) -> Call<'a> {
+    let path = route
+        .path
+        .replace("{sandbox}", sandbox)
+        .replace("{process}", "nobody")
+        .replace("{id}", "nothing")
+        .replace("{delivery}", "nothing");
+    let target = format!("{path}{}", query(route));
+    let call = match route.method {
+        Method::Get => server.get(&target),
+        Method::Post => server.post(&target),
+        Method::Put => server.put(&target),
+        Method::Patch => server.patch(&target),
+        Method::Delete => server.delete(&target),
+    };
+    match route.request {
+        Body::Json(_) | Body::OptionalJson(_) => call.json(&body(route)),
+        Body::Octets => call.bytes("application/octet-stream", ""),
+        Body::Tar => call.bytes("application/x-tar", ""),
+        _ => call,
+    }
+}
+
+#[tokio::test]
+async fn each_role_may_what_the_matrix_says() {
+    let server = Server::start().await;
+    let theirs = server.sandbox("other").await;
+    let mut wrong = Vec::new();
+    for role in Role::ALL {
+        let bound = server.token("bound", role.as_str(), Some("own"), None).await;
+        let unbound = server.token("unbound", role.as_str(), None, None).await;
+        for route in ROUTES {
+            let Access::Needs(operation) = route.access else { continue };
+            for whose in Whose::ALL {
+                let about_sandbox = route.path.contains("{sandbox}");
+                if whose == Whose::Other && !(about_sandbox && operation.reach() == Reach::Workspace) {
+                    continue;
+                }
+                let token = if whose == Whose::Any { &unbound } else { &bound };
+                // What one route does to a sandbox is not to meet the next one.
+                let sandbox = match (about_sandbox, whose) {
+                    (false, _) => String::new(),
+                    (true, Whose::Other) => theirs.clone(),
+                    (true, Whose::Own | Whose::Any) => server.sandbox("own").await,
+                };
+                let call = request(&server, route, &sandbox).token(token);
+                let response = call.begin().await;
+                let status = response.status().as_u16();
+                let fits = match cell(operation, role, whose) {
+                    Cell::Forbidden => status == 403,
+                    Cell::NotFound => status == 404,
+                    // What is named in these does not exist, and that is another 404.
+                    Cell::Allowed => !matches!(status, 401 | 403),
+                };
+                if !fits {
+                    wrong.push(format!("{route:?} as {role}, {whose:?}: {status}"));
+                }
+                if about_sandbox && whose != Whose::Other {
+                    server.delete(&format!("/v1/sandboxes/{sandbox}?wait=false")).unix().send().await;
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn a_token_for_one_operation_does_only_that() {
+    let server = Server::start().await;
+    let token = server.token("one", "owner", None, Some(&["sandbox_list"])).await;
+    assert_eq!(server.get("/v1/sandboxes").token(&token).send().await.status, 200);
+    let create = server.post("/v1/sandboxes").token(&token).json(&json!({})).send().await;
+    create.assert_problem(403, "forbidden");
+    assert!(create.json()["detail"].as_str().unwrap().contains("sandbox_create"), "{create:?}");
+}
+
+#[tokio::test]
+async fn nobody_makes_a_token_that_could_do_more() {
+    let server = Server::start().await;
+    let owner = server.token("owner", "owner", Some("own"), None).await;
+    for body in [
+        json!({"name": "x", "role": "owner"}),
+        json!({"name": "x", "role": "viewer", "workspace": "other"}),
+    ] {
+        let call = server.post("/v1/tokens").token(&owner).json(&body);
+        let (status, _) = call.send().await.problem();
+        assert!(matches!(status, 403 | 404), "{body}: {status}");
+    }
+    let body = json!({"name": "x", "role": "member", "workspace": "own"});
+    assert_eq!(server.post("/v1/tokens").token(&owner).json(&body).send().await.status, 201);
+}
