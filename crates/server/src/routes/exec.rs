@@ -1,15 +1,14 @@
 //! Commands, and the processes that come of them.
 
 use api::{
-    AttachQuery, AttachResult, Chunk, Exec, ExecEvent, ExecStarted, Page, PageQuery, Problem,
-    Process, PtyQuery, Signal, StdinQuery, WindowSize,
+    AttachQuery, AttachResult, Chunk, Exec, ExecEvent, ExecStarted, PageQuery, Problem, PtyQuery,
+    Signal, StdinQuery, WindowSize,
 };
 use fleet::{Output, Stream, Task};
 use futures_util::Stream as Events;
 use http::StatusCode;
 
 use crate::ask::{Answer, Ask, done, ok};
-use crate::gate::hex;
 use crate::sse::{self, Event};
 use crate::websocket::{self, Begin};
 
@@ -101,24 +100,8 @@ pub(super) async fn pty(ask: Ask) -> Answer {
 
 pub(super) async fn list(ask: Ask) -> Answer {
     let query: PageQuery = ask.query()?;
-    let all = ask.app.manager.processes(&ask.caller, ask.sandbox()?).await;
-    ok(&page(all.map_err(|error| error.problem())?, &query))
-}
-
-/// A part of the processes. Its cursor is the name of the last of the part before.
-fn page(all: Vec<Process>, query: &PageQuery) -> Page<Process> {
-    let cursor = |process: &Process| hex(process.process.as_bytes());
-    let begin = match &query.cursor {
-        None => 0,
-        Some(last) => {
-            all.iter().position(|one| cursor(one) == *last).map_or(all.len(), |at| at + 1)
-        }
-    };
-    let limit = query.limit.unwrap_or(PageQuery::LIMIT) as usize;
-    let more = all.len() > begin.saturating_add(limit);
-    let items: Vec<Process> = all.into_iter().skip(begin).take(limit).collect();
-    let next_cursor = items.last().filter(|_| more).map(cursor);
-    Page { items, next_cursor }
+    let page = ask.app.manager.processes(&ask.caller, ask.sandbox()?, &query).await;
+    ok(&page.map_err(|error| error.problem())?)
 }
 
 pub(super) async fn get(ask: Ask) -> Answer {

@@ -72,7 +72,9 @@ async fn each_role_may_what_the_matrix_says() {
             let Access::Needs(operation) = route.access else { continue };
             for whose in Whose::ALL {
                 let about_sandbox = route.path.contains("{sandbox}");
-                if whose == Whose::Other && !(about_sandbox && operation.reach() == Reach::Workspace) {
+                if whose == Whose::Other
+                    && !(about_sandbox && operation.reach() == Reach::Workspace)
+                {
                     continue;
                 }
                 let token = if whose == Whose::Any { &unbound } else { &bound };
@@ -95,7 +97,11 @@ async fn each_role_may_what_the_matrix_says() {
                     wrong.push(format!("{route:?} as {role}, {whose:?}: {status}"));
                 }
                 if about_sandbox && whose != Whose::Other {
-                    server.delete(&format!("/v1/sandboxes/{sandbox}?wait=false")).unix().send().await;
+                    server
+                        .delete(&format!("/v1/sandboxes/{sandbox}?wait=false"))
+                        .unix()
+                        .send()
+                        .await;
                 }
             }
         }

@@ -51,7 +51,10 @@ async fn a_wrong_token_is_refused() {
 #[tokio::test]
 async fn a_revoked_token_is_refused_at_once() {
     let server = Server::start().await;
-    let made = server.post("/v1/tokens").admin().json(&json!({"name": "t", "role": "viewer", "workspace": "w"}));
+    let made = server
+        .post("/v1/tokens")
+        .admin()
+        .json(&json!({"name": "t", "role": "viewer", "workspace": "w"}));
     let made = made.send().await.json();
     let (id, secret) = (made["id"].as_str().unwrap(), made["secret"].as_str().unwrap());
     assert_eq!(server.get("/v1/whoami").token(secret).send().await.status, 200);
@@ -90,7 +93,8 @@ async fn another_workspaces_sandbox_is_not_there() {
     }
     let target = format!("/v1/sandboxes/{theirs}");
     server.delete(&target).token(&mine).send().await.assert_problem(404, "not_found");
-    let exec = server.post(&format!("{target}/exec")).token(&mine).json(&json!({"command": ["true"]}));
+    let exec =
+        server.post(&format!("{target}/exec")).token(&mine).json(&json!({"command": ["true"]}));
     exec.send().await.assert_problem(404, "not_found");
     let list = server.get("/v1/sandboxes").token(&mine).send().await.json();
     assert_eq!(list["items"], json!([]));
@@ -106,8 +110,16 @@ async fn another_workspaces_sandbox_is_not_there() {
 async fn an_id_is_never_a_path() {
     let server = Server::start().await;
     for id in [
-        "..", ".", "%2e%2e", "..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "a%00b", "%ff%fe",
-        "..%5c..", "sb-%0d%0aX:1", "%252e%252e",
+        "..",
+        ".",
+        "%2e%2e",
+        "..%2f..%2fetc%2fpasswd",
+        "%2fetc%2fpasswd",
+        "a%00b",
+        "%ff%fe",
+        "..%5c..",
+        "sb-%0d%0aX:1",
+        "%252e%252e",
     ] {
         for target in [format!("/v1/sandboxes/{id}"), format!("/v1/sandboxes/{id}/stats")] {
             let reply = server.get(&target).admin().send().await;
@@ -152,10 +164,12 @@ async fn headers_that_may_be_there_once_are_not_there_twice() {
 async fn oversized_headers_are_refused() {
     let server = Server::start().await;
     let line = format!("X-Long: {}\r\n", "a".repeat(200_000));
-    let answer = server.raw(format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n{line}\r\n").as_bytes());
+    let answer =
+        server.raw(format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n{line}\r\n").as_bytes());
     assert!(answer.await.starts_with("HTTP/1.1 431"));
     let many: String = (0..1000).map(|number| format!("X-{number}: 1\r\n")).collect();
-    let answer = server.raw(format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n{many}\r\n").as_bytes());
+    let answer =
+        server.raw(format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n{many}\r\n").as_bytes());
     assert!(answer.await.starts_with("HTTP/1.1 431"));
     let long = format!("/v1/sandboxes?name={}", "a".repeat(20_000));
     server.get(&long).admin().send().await.assert_problem(414, "uri_too_long");
@@ -165,8 +179,12 @@ async fn oversized_headers_are_refused() {
 async fn two_lengths_of_one_body_are_refused() {
     let server = Server::start().await;
     let token = server.administrator.clone();
-    let begin = format!("POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n");
-    let smuggled = format!("GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n");
+    let begin = format!(
+        "POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+    );
+    let smuggled = format!(
+        "GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
     for headers in [
         "Content-Length: 2\r\nContent-Length: 3\r\n",
         "Content-Length: 2, 3\r\n",
@@ -186,14 +204,19 @@ async fn two_lengths_of_one_body_are_refused() {
 async fn what_follows_a_body_of_two_lengths_is_never_a_request() {
     let server = Server::start().await;
     let token = server.administrator.clone();
-    let begin = format!("POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n");
-    let smuggled = format!("GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n");
+    let begin = format!(
+        "POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+    );
+    let smuggled = format!(
+        "GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
     for headers in [
         format!("Content-Length: {}\r\nTransfer-Encoding: chunked\r\n", 5 + smuggled.len()),
         format!("Transfer-Encoding: chunked\r\nContent-Length: {}\r\n", 5 + smuggled.len()),
         "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n".to_owned(),
     ] {
-        let answer = server.raw(format!("{begin}{headers}\r\n0\r\n\r\n{smuggled}").as_bytes()).await;
+        let answer =
+            server.raw(format!("{begin}{headers}\r\n0\r\n\r\n{smuggled}").as_bytes()).await;
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{headers:?}: {answer}");
         assert!(!answer.contains("whoami") && !answer.contains("\"role\""), "{answer}");
     }
@@ -220,7 +243,9 @@ async fn a_head_that_drips_in_is_cut_off() {
 async fn a_body_that_does_not_arrive_is_given_up() {
     let server = Server::with(|config| config.limits.stall = Duration::from_millis(300)).await;
     let token = server.administrator.clone();
-    let request = format!("POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{{");
+    let request = format!(
+        "POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{{"
+    );
     let answer = server.raw(request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("request_timeout"), "{answer}");
 }
@@ -328,7 +353,16 @@ async fn deeply_nested_json_is_refused() {
 #[tokio::test]
 async fn what_is_no_json_is_refused() {
     let server = Server::start().await;
-    for body in ["{", "nul", "{\"cpu\": 1}x", "{\"cpu\": 1e400}", "\"\\ud800\"", "{\"cpu\":1,\"cpu\":2}", "{\"unknown\":1}", "\u{feff}{}"] {
+    for body in [
+        "{",
+        "nul",
+        "{\"cpu\": 1}x",
+        "{\"cpu\": 1e400}",
+        "\"\\ud800\"",
+        "{\"cpu\":1,\"cpu\":2}",
+        "{\"unknown\":1}",
+        "\u{feff}{}",
+    ] {
         let call = server.post("/v1/sandboxes").admin().bytes("application/json", body.to_owned());
         call.send().await.assert_problem(400, "invalid_request");
     }

@@ -22,7 +22,10 @@ async fn a_sandbox_is_made_used_and_destroyed() {
     assert_eq!(result["exit_code"], 0);
     assert_eq!(result["task_digest"].as_str().unwrap().len(), 64);
 
-    assert_eq!(server.get("/v1/sandboxes/build-1").admin().send().await.json()["id"], sandbox["id"]);
+    assert_eq!(
+        server.get("/v1/sandboxes/build-1").admin().send().await.json()["id"],
+        sandbox["id"]
+    );
     let gone = server.delete(&path).admin().send().await;
     assert_eq!((gone.status, &gone.json()["state"]), (200, &json!("destroyed")));
     // Once more changes nothing.
@@ -109,7 +112,11 @@ async fn a_detached_command_is_found_again() {
     let path = format!("/v1/sandboxes/{id}");
     let body = json!({"command": ["sleep"], "detach": true, "name": "sleeper"});
     let started = server.post(&format!("{path}/exec")).admin().json(&body).send().await;
-    assert_eq!((started.status, &started.json()["process"]), (202, &json!("sleeper")), "{started:?}");
+    assert_eq!(
+        (started.status, &started.json()["process"]),
+        (202, &json!("sleeper")),
+        "{started:?}"
+    );
     let list = server.get(&format!("{path}/processes")).admin().send().await.json();
     assert_eq!(list["items"][0]["process"], "sleeper");
     let signal = server.post(&format!("{path}/processes/sleeper/signal")).admin();
@@ -124,7 +131,8 @@ async fn a_detached_command_is_found_again() {
 #[tokio::test]
 async fn what_policy_refuses_names_its_rule() {
     let server = Server::start().await;
-    let body = json!({"mounts": [{"host_path": "/etc/ssl", "guest_path": "/x", "read_only": true}]});
+    let body =
+        json!({"mounts": [{"host_path": "/etc/ssl", "guest_path": "/x", "read_only": true}]});
     let reply = server.post("/v1/sandboxes").admin().json(&body).send().await;
     reply.assert_problem(403, "policy_denied");
     assert!(reply.json()["rule"]["text"].is_string(), "{reply:?}");

@@ -121,7 +121,14 @@ impl Server {
 
     pub(crate) fn call(&self, method: Method, target: &str) -> Call<'_> {
         let headers = vec![("host".into(), format!("localhost:{}", self.address.port()))];
-        Call { server: self, method, target: target.into(), headers, body: Bytes::new(), unix: false }
+        Call {
+            server: self,
+            method,
+            target: target.into(),
+            headers,
+            body: Bytes::new(),
+            unix: false,
+        }
     }
 
     pub(crate) fn get(&self, target: &str) -> Call<'_> {

@@ -53,7 +53,8 @@ async fn input_and_output_go_over_a_websocket() {
             }
         }
     };
-    let ((), (got, end)) = tokio::time::timeout(LONG, async { tokio::join!(writing, reading) }).await.unwrap();
+    let ((), (got, end)) =
+        tokio::time::timeout(LONG, async { tokio::join!(writing, reading) }).await.unwrap();
     assert_eq!(end.outcome, Outcome::Exited { code: 0 });
     assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
 }
