@@ -1,7 +1,6 @@
 //! A request, as its handler has it: who asks for what, with everything looked at that can be
 //! looked at before the handler.
 
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +10,7 @@ use api::{Code, Problem, Validate};
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
-use fleet::{Idempotent, Provenance, Stored};
-use futures_util::Stream;
+use fleet::Provenance;
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, ETAG};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -27,7 +25,6 @@ use crate::host::single;
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// What a handler gives.
 pub(crate) type Answer = Result<Response, Problem>;
@@ -110,28 +107,8 @@ impl Ask {
         self,
         act: impl AsyncFnOnce(&Self) -> Result<(StatusCode, Option<String>, T), fleet::Error>,
     ) -> Answer {
-        let Some(key) = self.provenance.idempotency_key.clone() else {
-            let (status, etag, value) = act(&self).await.map_err(|error| error.problem())?;
-            return recorded(status, etag.as_deref(), encode(&value)?);
-        };
-        let digest = self.provenance.request_digest.clone().unwrap_or_default();
-        let fresh = self.app.manager.idempotent(&self.caller, &key, &digest).await;
-        let guard = match fresh.map_err(|error| error.problem())? {
-            Idempotent::Fresh(guard) => guard,
-            Idempotent::Replay(stored) => {
-                let status = StatusCode::from_u16(stored.status).unwrap_or(StatusCode::OK);
-                let mut response = recorded(status, stored.etag.as_deref(), stored.body)?;
-                response
-                    .headers_mut()
-                    .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
-                return Ok(response);
-            }
-        };
         let (status, etag, value) = act(&self).await.map_err(|error| error.problem())?;
-        let body = encode(&value)?;
-        let stored = Stored { status: status.as_u16(), etag: etag.clone(), body: body.clone() };
-        guard.done(stored).await.map_err(|error| error.problem())?;
-        recorded(status, etag.as_deref(), body)
+        recorded(status, etag.as_deref(), encode(&value)?)
     }
 
     /// Whether the client wants events where it could have JSON.
@@ -244,18 +221,6 @@ impl Upload {
             }
             return Ok(Some(data));
         }
-    }
-
-    /// All of it in pieces. An error is the last one.
-    pub(crate) fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-        futures_util::stream::unfold(Some(self), |upload| async {
-            let mut upload = upload?;
-            match upload.next().await {
-                Ok(Some(data)) => Some((Ok(data), Some(upload))),
-                Ok(None) => None,
-                Err(problem) => Some((Err(io::Error::other(problem)), None)),
-            }
-        })
     }
 }
 

@@ -218,10 +218,8 @@ async fn authenticate(app: &App, peer: Peer, headers: &HeaderMap) -> Result<Call
             )),
         };
     };
-    match app.manager.authenticate(header.as_bytes()).await {
-        Ok(caller) => Ok(caller),
-        Err(error) => Err(refuse(app, peer, error.problem())),
-    }
+    let _ = header;
+    Err(refuse(app, peer, Problem::new(Code::Unauthenticated, "the token is not known")))
 }
 
 /// Counts a failed authentication. Whoever fails too often is told that instead.
@@ -387,8 +385,9 @@ async fn verify(
         query: parts.uri.query(),
         idempotency_key,
     };
-    let verified = app.manager.verify(caller, presented, &covered).await;
-    verified.map(Some).map_err(|error| error.problem())
+    let verified = presented.verify(&covered, None, api::Timestamp::now());
+    let _ = (app, caller);
+    Ok(Some(verified?))
 }
 
 /// SHA-256 of what tells a request from others: its method, target and body.
