@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use api::Secret;
+
 /// Who a fleet works for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -35,6 +37,10 @@ pub struct Config {
     pub max_tasks: u32,
     /// Commands and new sandboxes are taken only with a signature.
     pub require_signatures: bool,
+    /// The administrator's token, where there is one beside those on record.
+    pub administrator_token: Option<Secret>,
+    /// Who else makes tokens that are taken.
+    pub identity_provider: Option<access::jwt::Config>,
     /// How the state is kept.
     pub store: store::Options,
     /// The workspace of callers that are bound to none and name none.
@@ -56,6 +62,8 @@ impl Config {
             retry_after: Duration::from_secs(2),
             max_tasks: 128,
             require_signatures: false,
+            administrator_token: None,
+            identity_provider: None,
             store: store::Options::default(),
             default_workspace: "default".into(),
         }

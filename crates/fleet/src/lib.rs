@@ -7,16 +7,19 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod credentials;
 mod error;
 mod exec;
 mod files;
 pub mod hook;
 pub mod host_path;
+mod idempotency;
 mod ledger;
 mod life;
 mod manager;
 pub mod metrics;
 mod mount;
+mod observe;
 pub mod paths;
 mod queue;
 mod record;
@@ -32,6 +35,7 @@ pub use config::{Config, Mode, Provenance, VerifiedSignature};
 pub use error::Error;
 pub use exec::Feed;
 pub use files::{Download, Upload, Watch};
+pub use idempotency::{Guard, Idempotent, Stored};
 pub use manager::Manager;
 pub use task::{Output, Stdin, Stream, Task};
 
@@ -52,6 +56,9 @@ pub enum OpenError {
     /// A policy is not one.
     #[error(transparent)]
     Policy(#[from] policy::Error),
+    /// The identity provider cannot be used.
+    #[error(transparent)]
+    Provider(#[from] access::jwt::ConfigError),
     /// The machines of this host cannot be looked at.
     #[error(transparent)]
     Supervisor(#[from] supervisor::Error),

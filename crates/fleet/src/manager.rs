@@ -1,12 +1,12 @@
 //! The fleet itself: what is shared by all that it does.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::Duration;
 
 use access::Caller;
-use api::{AuditDecision, CallerKind, EventKind, Operation, Sandbox, State};
+use api::{AuditDecision, CallerKind, EventKind, Operation, Sandbox, State, Timestamp};
 use audit::Entry;
 use policy::Live;
 use supervisor::Supervisor;
@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Mode, Provenance};
-use crate::ledger::{Batch, Ledger};
+use crate::ledger::{Batch, Ledger, RequestKey};
 use crate::metrics::{Counters, Metrics, count};
 use crate::queue::Queue;
 use crate::record::{self, Tell as _};
@@ -34,6 +34,11 @@ pub struct Manager {
     pub(crate) supervisor: Supervisor,
     pub(crate) ledger: Ledger,
     pub(crate) policy: Live,
+    pub(crate) policy_loaded: Mutex<Timestamp>,
+    /// Tokens of an identity provider.
+    pub(crate) provider: Option<access::jwt::Verifier>,
+    /// Requests with a key that are being done.
+    pub(crate) under_way: Mutex<HashSet<RequestKey>>,
     pub(crate) queue: Queue,
     pub(crate) counters: Counters,
     pub(crate) seats: RwLock<HashMap<String, Arc<Seat>>>,
@@ -76,12 +81,17 @@ impl Manager {
     ) -> Result<Arc<Self>, OpenError> {
         let ledger = Ledger::open(&config).await?;
         let policy = crate::rules::load(&config, ledger.generation())?;
+        let provider = config.identity_provider.clone().map(access::jwt::Verifier::new);
+        let provider = provider.transpose()?;
         let manager = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             queue: Queue::new(config.max_booting, config.max_queued),
             supervisor,
             ledger,
             policy,
+            policy_loaded: Mutex::new(Timestamp::now()),
+            provider,
+            under_way: Mutex::default(),
             counters: Counters::default(),
             seats: RwLock::default(),
             tasks: TaskTracker::new(),
@@ -108,9 +118,9 @@ impl Manager {
         self.ledger.close().await;
     }
 
-    /// Whether it takes work.
+    /// Whether it takes work: it does not while it starts or stops, nor with a full disk.
     pub fn ready(&self) -> bool {
-        self.is_ready.load(Ordering::Acquire) && !self.is_closing()
+        self.is_ready.load(Ordering::Acquire) && !self.is_closing() && self.store().room().is_ok()
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -181,12 +191,24 @@ impl Manager {
         by: &Provenance,
     ) -> Result<(), Error> {
         let Err(refusal) = access::authorise(caller, operation, workspace) else { return Ok(()) };
+        self.refuse(caller, operation, &refusal, by).await?;
+        Err(refusal.into())
+    }
+
+    /// Records that a caller had no right to something.
+    pub(crate) async fn refuse(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        refusal: &access::Refusal,
+        by: &Provenance,
+    ) -> Result<(), Error> {
         count(&self.counters.access_denials);
         let outcome = api::Problem::from(refusal.clone()).code.as_str();
         let mut entry = self.entry(caller, operation, by).with_outcome(outcome);
         entry.decision = AuditDecision::Denied;
         self.ledger.commit(Batch::entry(entry)).await?;
-        Err(refusal.into())
+        Ok(())
     }
 
     /// The sandbox that the caller means by this id or name, if it may do this to it, with its
@@ -274,7 +296,10 @@ impl Manager {
 
     /// Whether new work is taken.
     pub(crate) fn open_for_work(&self) -> Result<(), Error> {
-        if self.is_closing() { Err(Error::ShuttingDown) } else { Ok(()) }
+        if self.is_closing() {
+            return Err(Error::ShuttingDown);
+        }
+        Ok(self.store().room()?)
     }
 
     pub(crate) fn signed(&self, caller: &Caller, by: &Provenance) -> Result<(), Error> {

@@ -25,6 +25,13 @@ pub(crate) fn entry(caller: &Caller, operation: Operation, by: &Provenance) -> E
     entry
 }
 
+/// Something that was refused to a caller and is no operation.
+pub(crate) fn denied(caller: &Caller, what: &str, outcome: &str) -> Entry {
+    let mut entry = Entry::denied(caller.actor(), what, outcome);
+    entry.workspace = caller.workspace.clone();
+    entry
+}
+
 /// Something that this process does by itself.
 pub(crate) fn own(operation: &str) -> Entry {
     Entry::allowed(SUPERVISOR, operation)

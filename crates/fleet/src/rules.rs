@@ -79,13 +79,37 @@ pub(crate) fn problem(decision: &Decision) -> Problem {
 }
 
 pub(crate) fn subject(caller: &Caller, workspace: &str) -> Subject {
-    let role = match caller.role {
-        _ if caller.is_administrator() => policy::Role::Administrator,
+    let role = match caller.is_administrator() {
+        true => policy::Role::Administrator,
+        false => role(caller.role),
+    };
+    Subject { name: caller.subject.clone(), role, workspace: Some(workspace.to_owned()) }
+}
+
+pub(crate) fn role(role: api::Role) -> policy::Role {
+    match role {
         api::Role::Owner => policy::Role::Owner,
         api::Role::Member => policy::Role::Member,
         api::Role::Viewer => policy::Role::Viewer,
-    };
-    Subject { name: caller.subject.clone(), role, workspace: Some(workspace.to_owned()) }
+    }
+}
+
+/// What the API says of an image.
+pub(crate) fn image_info(info: supervisor::ImageInfo) -> api::Image {
+    let supervisor::ImageInfo { manifest, disk_bytes, stale } = info;
+    api::Image {
+        name: manifest.name,
+        digest: manifest.digest,
+        size: manifest.size,
+        disk_bytes,
+        created_at: seconds(manifest.created),
+        source: manifest.source,
+        stale,
+    }
+}
+
+fn seconds(since_1970: u64) -> Timestamp {
+    Timestamp::from_unix_ms(i64::try_from(since_1970.saturating_mul(1000)).unwrap_or(i64::MAX))
 }
 
 fn default_cpus() -> u32 {

@@ -99,11 +99,7 @@ impl Manager {
         if taken.iter().filter(has_machine).count() >= self.config.max_sandboxes {
             return Err(full("there are as many sandboxes as this host may have"));
         }
-        let of_workspace = |seat: &&Arc<Seat>| {
-            let row = seat.row();
-            row.workspace == workspace && !row.state.is_final()
-        };
-        let sandboxes = taken.iter().filter(of_workspace).count() as u64;
+        let sandboxes = self.count_of(&workspace);
         let who = rules::subject(caller, &workspace);
         let question = self.question(who, &request, &mounts, sandboxes)?;
         let entry = self.entry(caller, Operation::SandboxCreate, by);
@@ -558,7 +554,7 @@ fn leads_to(state: State, wanted: State) -> bool {
     }
 }
 
-async fn resolve(mounts: Vec<api::Mount>) -> Result<Vec<Mounted>, Error> {
+pub(crate) async fn resolve(mounts: Vec<api::Mount>) -> Result<Vec<Mounted>, Error> {
     if mounts.is_empty() {
         return Ok(Vec::new());
     }
