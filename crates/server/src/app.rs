@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fleet::Manager;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use webhook::Courier;
 
 use crate::host::Allowed;
 use crate::metrics::Metrics;
@@ -57,6 +59,10 @@ pub(crate) struct App {
     pub(crate) rates: Rates,
     pub(crate) metrics: Metrics,
     pub(crate) lifetime: Lifetime,
+    /// Says where webhooks may go.
+    pub(crate) courier: Courier,
+    /// Rung when a delivery is put on its way by hand.
+    pub(crate) outbox: Arc<Notify>,
     /// The OpenAPI document.
     pub(crate) document: Bytes,
     /// Tells the requests of this process from those of others in one log.
@@ -74,6 +80,8 @@ impl App {
             metrics: Metrics::new(&manager),
             manager,
             lifetime: Lifetime::default(),
+            courier: Courier::new(config.webhooks.clone()),
+            outbox: Arc::default(),
             document: document.into(),
             process: rand_prefix(),
             requests: AtomicU64::new(0),

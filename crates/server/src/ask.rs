@@ -10,7 +10,7 @@ use api::{Code, Problem, Validate};
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
-use fleet::Provenance;
+use fleet::{Idempotent, Provenance, Stored};
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, ETAG};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -25,6 +25,7 @@ use crate::host::single;
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// What a handler gives.
 pub(crate) type Answer = Result<Response, Problem>;
@@ -102,13 +103,42 @@ impl Ask {
     }
 
     /// Does it, or gives the answer of the same request before this one, by its Idempotency-Key.
-    /// Only what succeeded is given again: what failed may be tried again.
-    pub(crate) async fn once<T: Serialize>(
-        self,
-        act: impl AsyncFnOnce(&Self) -> Result<(StatusCode, Option<String>, T), fleet::Error>,
-    ) -> Answer {
-        let (status, etag, value) = act(&self).await.map_err(|error| error.problem())?;
-        recorded(status, etag.as_deref(), encode(&value)?)
+    /// Only what succeeded is given again: what failed may be tried again. With a key, a client
+    /// that goes away changes nothing: it will come back for the answer.
+    pub(crate) async fn once<T, F, W>(self, act: F) -> Answer
+    where
+        T: Serialize + Send,
+        F: FnOnce(Arc<Self>) -> W + Send + 'static,
+        W: Future<Output = Result<(StatusCode, Option<String>, T), fleet::Error>> + Send,
+    {
+        let ask = Arc::new(self);
+        let Some(key) = ask.provenance.idempotency_key.clone() else {
+            let (status, etag, value) = act(ask).await.map_err(|error| error.problem())?;
+            return recorded(status, etag.as_deref(), encode(&value)?);
+        };
+        let digest = ask.provenance.request_digest.clone().unwrap_or_default();
+        let fresh = ask.app.manager.idempotent(&ask.caller, &key, &digest).await;
+        let guard = match fresh.map_err(|error| error.problem())? {
+            Idempotent::Fresh(guard) => guard,
+            Idempotent::Replay(stored) => {
+                let status = StatusCode::from_u16(stored.status).unwrap_or(StatusCode::OK);
+                let mut response = recorded(status, stored.etag.as_deref(), stored.body)?;
+                response
+                    .headers_mut()
+                    .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+                return Ok(response);
+            }
+        };
+        let tasks = ask.app.lifetime.tasks.clone();
+        let doing = tasks.spawn(async move {
+            let (status, etag, value) = act(ask).await.map_err(|error| error.problem())?;
+            let body = encode(&value)?;
+            let stored = Stored { status: status.as_u16(), etag: etag.clone(), body: body.clone() };
+            guard.done(stored).await.map_err(|error| error.problem())?;
+            recorded(status, etag.as_deref(), body)
+        });
+        let ended = doing.await;
+        ended.map_err(|_| Problem::new(Code::Internal, "the server has a defect"))?
     }
 
     /// Whether the client wants events where it could have JSON.

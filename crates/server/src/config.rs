@@ -18,6 +18,8 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Web origins that may call, as `https://example.org`; none when empty.
     pub origins: Vec<String>,
+    /// Where webhooks may go, and for how long one is tried.
+    pub webhooks: webhook::Limits,
     /// What one client may take of the server.
     pub limits: Limits,
 }
@@ -35,6 +37,7 @@ impl Config {
             certificate: Certificate::Own { directory: data.into().join("tls") },
             hosts: Vec::new(),
             origins: Vec::new(),
+            webhooks: webhook::Limits::default(),
             limits: Limits::default(),
         }
     }

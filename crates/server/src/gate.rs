@@ -218,8 +218,10 @@ async fn authenticate(app: &App, peer: Peer, headers: &HeaderMap) -> Result<Call
             )),
         };
     };
-    let _ = header;
-    Err(refuse(app, peer, Problem::new(Code::Unauthenticated, "the token is not known")))
+    match app.manager.authenticate(header.as_bytes()).await {
+        Ok(caller) => Ok(caller),
+        Err(error) => Err(refuse(app, peer, error.problem())),
+    }
 }
 
 /// Counts a failed authentication. Whoever fails too often is told that instead.
@@ -385,9 +387,8 @@ async fn verify(
         query: parts.uri.query(),
         idempotency_key,
     };
-    let verified = presented.verify(&covered, None, api::Timestamp::now());
-    let _ = (app, caller);
-    Ok(Some(verified?))
+    let verified = app.manager.verify(caller, presented, &covered).await;
+    verified.map(Some).map_err(|error| error.problem())
 }
 
 /// SHA-256 of what tells a request from others: its method, target and body.

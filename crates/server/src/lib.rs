@@ -14,6 +14,7 @@ mod gate;
 mod host;
 mod listen;
 mod metrics;
+mod outbox;
 mod patience;
 mod problem;
 mod range;
@@ -53,7 +54,10 @@ pub async fn serve(manager: Arc<Manager>, config: Config) -> Result<Running, Ser
     });
     let running =
         running.await.unwrap_or_else(|defect| std::panic::resume_unwind(defect.into_panic()))?;
+    let outbox = outbox::Outbox::new(&keeping);
+    let courier = keeping.courier.clone();
     lifetime.spawn(async move { keep(&keeping).await });
+    lifetime.spawn(webhook::run(Arc::new(outbox), courier));
     Ok(running)
 }
 

@@ -1,8 +1,8 @@
 //! Commands, and the processes that come of them.
 
 use api::{
-    AttachQuery, AttachResult, Chunk, Exec, ExecEvent, ExecStarted, PageQuery, Problem, PtyQuery,
-    Signal, StdinQuery, WindowSize,
+    AttachQuery, AttachResult, Chunk, Exec, ExecEvent, ExecStarted, Operation, PageQuery, Problem,
+    PtyQuery, Signal, StdinQuery, WindowSize,
 };
 use fleet::{Output, Stream, Task};
 use futures_util::Stream as Events;
@@ -26,7 +26,7 @@ pub(super) async fn exec(ask: Ask) -> Answer {
     }
     if exec.detach {
         return ask
-            .once(async |ask| {
+            .once(|ask| async move {
                 let task = ask.app.manager.exec(&ask.caller, &name, exec, &ask.provenance).await?;
                 let process = ask.app.manager.process(&ask.caller, &name, task.process()).await?;
                 Ok((StatusCode::ACCEPTED, None, process))
@@ -34,7 +34,7 @@ pub(super) async fn exec(ask: Ask) -> Answer {
             .await;
     }
     let most = exec.max_output_bytes.unwrap_or(Exec::MAX_OUTPUT_BYTES);
-    ask.once(async |ask| {
+    ask.once(|ask| async move {
         let task = ask.app.manager.exec(&ask.caller, &name, exec, &ask.provenance).await?;
         Ok((StatusCode::OK, None, task.collect(most).await?))
     })
@@ -77,14 +77,20 @@ fn chunk(output: &Output) -> ExecEvent {
 
 pub(super) async fn websocket(ask: Ask) -> Answer {
     let name = ask.sandbox()?.to_owned();
-    ask.app.manager.get(&ask.caller, &name).await.map_err(|error| error.problem())?;
+    may(&ask, &name, Operation::Exec).await?;
     websocket::open(ask, name, Begin::Message { tty: None }).await
+}
+
+/// That the caller may not is told before there is a WebSocket, by status.
+async fn may(ask: &Ask, sandbox: &str, operation: Operation) -> Result<(), Problem> {
+    let may = ask.app.manager.may(&ask.caller, operation, sandbox, &ask.provenance).await;
+    may.map_err(|error| error.problem())
 }
 
 pub(super) async fn pty(ask: Ask) -> Answer {
     let PtyQuery { cols, rows, cmd } = ask.query()?;
     let name = ask.sandbox()?.to_owned();
-    ask.app.manager.get(&ask.caller, &name).await.map_err(|error| error.problem())?;
+    may(&ask, &name, Operation::Exec).await?;
     let size = WindowSize { rows: rows.unwrap_or(24), cols: cols.unwrap_or(80) };
     let begin = match cmd {
         None => Begin::Message { tty: Some(size) },
@@ -146,6 +152,7 @@ pub(super) async fn output(ask: Ask) -> Answer {
 pub(super) async fn attach(ask: Ask) -> Answer {
     let query: AttachQuery = ask.query()?;
     let name = ask.sandbox()?.to_owned();
+    may(&ask, &name, Operation::ProcessInput).await?;
     let task = task(&ask, AttachQuery { follow: true, ..query }).await?;
     websocket::open(ask, name, Begin::Task(Box::new(task))).await
 }

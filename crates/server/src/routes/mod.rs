@@ -1,9 +1,14 @@
 //! What is done for each route. The paths are `api`'s; here is a handler for each of them.
 
+mod audit;
+mod event;
 mod exec;
 mod file;
+mod policy;
 mod sandbox;
 mod system;
+mod token;
+mod webhook;
 
 use std::sync::Arc;
 
@@ -34,6 +39,8 @@ handlers! {
     "version" => system::version,
     "metrics" => system::metrics,
     "whoami" => system::whoami,
+    "doctor" => system::doctor,
+    "list_images" => system::images,
     "create_sandbox" => sandbox::create,
     "list_sandboxes" => sandbox::list,
     "get_sandbox" => sandbox::get,
@@ -65,6 +72,26 @@ handlers! {
     "move_file" => file::rename,
     "pack_files" => file::pack,
     "unpack_files" => file::unpack,
+    "list_events" => event::list,
+    "create_token" => token::create,
+    "list_tokens" => token::list,
+    "revoke_token" => token::revoke,
+    "create_key" => token::create_key,
+    "list_keys" => token::list_keys,
+    "revoke_key" => token::revoke_key,
+    "show_policy" => policy::show,
+    "check_policy" => policy::check,
+    "reload_policy" => policy::reload,
+    "list_audit" => audit::list,
+    "export_audit" => audit::export,
+    "verify_audit" => audit::verify,
+    "checkpoint_audit" => audit::checkpoint,
+    "create_webhook" => webhook::create,
+    "list_webhooks" => webhook::list,
+    "get_webhook" => webhook::get,
+    "delete_webhook" => webhook::delete,
+    "list_deliveries" => webhook::deliveries,
+    "redeliver" => webhook::redeliver,
 }
 
 /// Every route, and what is said to everything else.

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use api::{Code, Health, Operation, Problem, Ready, ReadyCheck, Version};
+use api::{Code, Health, Operation, PageQuery, Problem, Ready, ReadyCheck, Version};
 use axum::response::IntoResponse as _;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
@@ -52,6 +52,17 @@ pub(super) async fn metrics(ask: Ask) -> Answer {
 pub(super) async fn whoami(ask: Ask) -> Answer {
     may(&ask, Operation::Whoami)?;
     ok(&ask.caller.info())
+}
+
+pub(super) async fn doctor(ask: Ask) -> Answer {
+    let doctor = ask.app.manager.doctor(&ask.caller, &ask.provenance).await;
+    ok(&doctor.map_err(|error| error.problem())?)
+}
+
+pub(super) async fn images(ask: Ask) -> Answer {
+    let query: PageQuery = ask.query()?;
+    let images = ask.app.manager.images(&ask.caller, &query).await;
+    ok(&images.map_err(|error| error.problem())?)
 }
 
 /// For what the fleet knows nothing of.

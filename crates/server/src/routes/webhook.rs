@@ -1,12 +1,16 @@
 //! Subscriptions to events.
 
-use api::{CreateWebhook, DeliveryQuery, PageQuery};
+use api::{Code, CreateWebhook, DeliveryQuery, PageQuery, Problem};
 use http::StatusCode;
 
 use crate::ask::{Answer, Ask, done, json, ok};
 
 pub(super) async fn create(ask: Ask) -> Answer {
     let request: CreateWebhook = ask.json()?;
+    if let Err(failure) = ask.app.courier.check(&request.url) {
+        let problem = Problem::new(Code::PolicyDenied, failure.to_string()).with_field("url");
+        return Err(problem);
+    }
     let made = ask.app.manager.create_webhook(&ask.caller, request, &ask.provenance).await;
     json(StatusCode::CREATED, &made.map_err(|error| error.problem())?)
 }
@@ -38,5 +42,6 @@ pub(super) async fn deliveries(ask: Ask) -> Answer {
 pub(super) async fn redeliver(ask: Ask) -> Answer {
     let (id, delivery) = (ask.parameter("id")?, ask.parameter("delivery")?);
     let put = ask.app.manager.redeliver(&ask.caller, id, delivery, &ask.provenance).await;
+    ask.app.outbox.notify_one();
     json(StatusCode::ACCEPTED, &put.map_err(|error| error.problem())?)
 }
