@@ -17,6 +17,7 @@ mod idempotency;
 mod ledger;
 mod life;
 mod manager;
+mod may;
 pub mod metrics;
 mod mount;
 mod observe;

@@ -26,7 +26,7 @@ pub(super) async fn exec(ask: Ask) -> Answer {
     }
     if exec.detach {
         return ask
-            .once(|ask| async move {
+            .once(move |ask| async move {
                 let task = ask.app.manager.exec(&ask.caller, &name, exec, &ask.provenance).await?;
                 let process = ask.app.manager.process(&ask.caller, &name, task.process()).await?;
                 Ok((StatusCode::ACCEPTED, None, process))
@@ -34,7 +34,7 @@ pub(super) async fn exec(ask: Ask) -> Answer {
             .await;
     }
     let most = exec.max_output_bytes.unwrap_or(Exec::MAX_OUTPUT_BYTES);
-    ask.once(|ask| async move {
+    ask.once(move |ask| async move {
         let task = ask.app.manager.exec(&ask.caller, &name, exec, &ask.provenance).await?;
         Ok((StatusCode::OK, None, task.collect(most).await?))
     })

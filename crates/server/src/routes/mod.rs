@@ -84,8 +84,6 @@ handlers! {
     "reload_policy" => policy::reload,
     "list_audit" => audit::list,
     "export_audit" => audit::export,
-    "verify_audit" => audit::verify,
-    "checkpoint_audit" => audit::checkpoint,
     "create_webhook" => webhook::create,
     "list_webhooks" => webhook::list,
     "get_webhook" => webhook::get,
@@ -103,8 +101,11 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
     let mut router = Router::new();
     for route in ROUTES {
         // A route without a handler is caught by a test, and otherwise not there.
-        let target =
-            handler(route.id).map_or(Target::Nowhere, |handler| Target::Route(route, handler));
+        let target = handler(route.id).map_or(Target::Nowhere, |handler| Target::Route {
+            route,
+            handler,
+            has_query: !route.query().is_empty(),
+        });
         let method: MethodRouter = on(filter(route.method), answer(target));
         router = router.route(route.path, method);
     }

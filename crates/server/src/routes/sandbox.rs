@@ -22,7 +22,7 @@ fn sandbox(status: StatusCode, sandbox: &Sandbox) -> Answer {
 pub(super) async fn create(ask: Ask) -> Answer {
     let request: CreateSandbox = ask.optional_json()?;
     let status = if request.wait { StatusCode::CREATED } else { StatusCode::ACCEPTED };
-    ask.once(|ask| async move {
+    ask.once(move |ask| async move {
         let made = ask.app.manager.create(&ask.caller, request, &ask.provenance).await?;
         Ok((status, Some(made.etag()), made))
     })
@@ -81,7 +81,7 @@ pub(super) async fn delete(ask: Ask) -> Answer {
 
 pub(super) async fn start(ask: Ask) -> Answer {
     let name = ask.sandbox()?.to_owned();
-    ask.once(|ask| async move {
+    ask.once(move |ask| async move {
         moved(ask.app.manager.start(&ask.caller, &name, true, &ask.provenance).await?)
     })
     .await
@@ -89,7 +89,7 @@ pub(super) async fn start(ask: Ask) -> Answer {
 
 pub(super) async fn stop(ask: Ask) -> Answer {
     let name = ask.sandbox()?.to_owned();
-    ask.once(|ask| async move {
+    ask.once(move |ask| async move {
         moved(ask.app.manager.stop(&ask.caller, &name, true, &ask.provenance).await?)
     })
     .await
@@ -97,7 +97,7 @@ pub(super) async fn stop(ask: Ask) -> Answer {
 
 pub(super) async fn pause(ask: Ask) -> Answer {
     let name = ask.sandbox()?.to_owned();
-    ask.once(|ask| async move {
+    ask.once(move |ask| async move {
         moved(ask.app.manager.pause(&ask.caller, &name, &ask.provenance).await?)
     })
     .await
@@ -105,7 +105,7 @@ pub(super) async fn pause(ask: Ask) -> Answer {
 
 pub(super) async fn resume(ask: Ask) -> Answer {
     let name = ask.sandbox()?.to_owned();
-    ask.once(|ask| async move {
+    ask.once(move |ask| async move {
         moved(ask.app.manager.resume(&ask.caller, &name, &ask.provenance).await?)
     })
     .await

@@ -26,8 +26,6 @@ fn body(route: &Route) -> Value {
         "create_token" => json!({"name": "x", "role": "viewer", "workspace": "own"}),
         "create_key" => json!({
             "name": "x",
-            "subject": "someone",
-            "role": "viewer",
             "public_key": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
         }),
         "check_policy" => json!({"request": {"exec": {"command": ["true"]}}}),

@@ -5,4 +5,6 @@ mod attacks;
 mod connections;
 mod sandboxes;
 mod server;
+mod signatures;
 mod streams;
+mod webhooks;
