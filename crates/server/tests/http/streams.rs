@@ -34,14 +34,12 @@ async fn input_and_output_go_over_a_websocket() {
     let server = Server::start().await;
     let id = server.sandbox("default").await;
     let command = Exec { stdin: true, ..exec(&["cat"]) };
-    let mut session = client(&server).exec_session(&id, &command).await.unwrap();
+    let session = client(&server).exec_session(&id, &command).await.unwrap();
     let sent: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
     let writing = async {
         session.input.write(&sent).await.unwrap();
         session.input.end().await.unwrap();
     };
-    let input = session.input.clone();
-    drop(input);
     let mut output = session.output;
     let reading = async {
         let mut got = Vec::new();
