@@ -251,10 +251,6 @@ impl Ledger {
         &self.id
     }
 
-    pub(crate) fn instance(&self) -> &str {
-        &self.instance_id
-    }
-
     /// The generation that the policy is loaded as.
     pub(crate) fn generation(&self) -> u64 {
         self.generation

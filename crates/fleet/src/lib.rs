@@ -26,6 +26,7 @@ mod queue;
 mod record;
 mod recover;
 mod rules;
+mod run;
 mod sandboxes;
 mod seat;
 mod task;
@@ -38,6 +39,7 @@ pub use exec::Feed;
 pub use files::{Download, Upload, Watch};
 pub use idempotency::{Guard, Idempotent, Stored};
 pub use manager::Manager;
+pub use run::{Run, RunRequest};
 pub use task::{Output, Stdin, Stream, Task};
 
 /// Why a fleet cannot be opened.

@@ -145,7 +145,8 @@ impl Manager {
         let spec = SandboxSpec {
             id: Some(row.id.clone()),
             owner: Some(self.ledger.id().to_owned()),
-            cpus: row.cpu,
+            // On the host's kernel there is no number to ask for again.
+            cpus: row.cpu.filter(|_| row.isolation != Some(api::Isolation::Process)),
             memory_mb: row.memory_mb,
             image: image(&row),
             engine: row.engine.clone(),

@@ -1,0 +1,327 @@
+//! A sandbox for one command, in the process that asked for it: `sandforge run`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use access::Caller;
+use api::{
+    AuditDecision, CreateSandbox, EventKind, Exec, Operation, Outcome, Process, Sandbox, State,
+    Timestamp, Usage,
+};
+use serde_json::json;
+use supervisor::wire::op;
+use supervisor::{ImageRef, Observer, SandboxSpec};
+
+use crate::config::Provenance;
+use crate::exec::Ended;
+use crate::host_path::HostPath;
+use crate::ledger::Batch;
+use crate::life::tier;
+use crate::manager::Manager;
+use crate::metrics::count;
+use crate::mount::Mounted;
+use crate::record::{self, Tell as _, hex};
+use crate::seat::Seat;
+use crate::{Error, rules};
+
+/// What is to be run, and where.
+#[derive(Debug, Clone)]
+pub struct RunRequest {
+    /// The sandbox. Its mounts are what policy is asked about; the caller copies them.
+    pub sandbox: CreateSandbox,
+    /// The command. Names of its environment go to policy, values go nowhere.
+    pub exec: Exec,
+    /// A kernel of the caller's own.
+    pub kernel: Option<PathBuf>,
+    /// The kernel's messages on stderr.
+    pub console: bool,
+    /// The machine outlives this process, if [`Run::leave`] is called.
+    pub keep: bool,
+}
+
+/// A sandbox that is its caller's. Dropping it takes the machine away, and the next process that
+/// opens the state writes that down.
+#[derive(Debug)]
+pub struct Run {
+    manager: std::sync::Arc<Manager>,
+    seat: std::sync::Arc<Seat>,
+    sandbox: supervisor::Sandbox,
+    mounts: Vec<HostPath>,
+    process: Process,
+    entry: audit::Entry,
+    begun: Instant,
+}
+
+impl Manager {
+    /// Makes a sandbox for one command, and gives it to the caller. Everything is asked and
+    /// written down as for any other.
+    ///
+    /// # Errors
+    /// As [`Self::create`] and [`Self::exec`].
+    pub async fn run(
+        &self,
+        caller: &Caller,
+        request: RunRequest,
+        by: &Provenance,
+        observer: &mut dyn Observer,
+    ) -> Result<Run, Error> {
+        use api::Validate as _;
+        self.open_for_work()?;
+        let RunRequest { sandbox: create, exec, kernel, console, keep } = request;
+        create.validate()?;
+        exec.validate()?;
+        let asked = create.workspace.as_deref();
+        let workspace = caller.home(asked, &self.config.default_workspace)?.to_owned();
+        for operation in [Operation::SandboxCreate, Operation::Exec] {
+            self.authorise(caller, operation, Some(&workspace), by).await?;
+        }
+        let mounts = crate::sandboxes::resolve(create.mounts.clone()).await?;
+        let who = rules::subject(caller, &workspace);
+        let sandboxes = self.count_of(&workspace);
+        let question = self.question(who.clone(), &create, &mounts, sandboxes)?;
+        let policy = self.policy.load();
+        let decision = policy.decide(&policy::Request::Create(question.clone()));
+        let entry = self.entry(caller, Operation::SandboxCreate, by);
+        if !decision.allowed {
+            return Err(self.deny(entry, &workspace, None, &decision).await?);
+        }
+        let inherited = question.env_names.clone();
+        let of_exec = policy.decide(&rules::exec_in(who, &inherited, &exec));
+        if !of_exec.allowed {
+            let entry = self.entry(caller, Operation::Exec, by);
+            return Err(self.deny(entry, &workspace, None, &of_exec).await?);
+        }
+        let id = supervisor::generate_id()?;
+        let row = rules::row(&id, caller, &create, &question, &decision);
+        let reference = rules::reference(&decision);
+        let entry = entry.about(&row).decided(&reference, AuditDecision::Allowed, "accepted");
+        let mut batch = Batch::entry(entry);
+        let created = json!({"name": row.name, "created_by": row.created_by, "run": true});
+        batch.about(EventKind::SandboxCreated, &row, created);
+        batch.insert(row.clone(), None);
+        self.ledger.commit(batch).await?;
+        let seat = std::sync::Arc::new(Seat::new(row.clone()));
+        self.move_on(&seat, State::Provisioning).await?;
+        let spec = SandboxSpec {
+            id: Some(id),
+            owner: Some(self.ledger.id().to_owned()),
+            name: None,
+            cpus: create.cpu,
+            memory_mb: row.memory_mb,
+            image: create.image.as_ref().map(|_| image(&row.image)),
+            kernel,
+            engine: create.engine.clone(),
+            min_isolation: rules::least(&row),
+            keep,
+            console,
+        };
+        let begun = Instant::now();
+        let sandbox = match self.supervisor.create(spec, observer).await {
+            Ok(sandbox) => sandbox,
+            Err(error) => {
+                let error = Error::from(error);
+                self.run_failed(&seat, &error).await?;
+                return Err(error);
+            }
+        };
+        self.counters.boot.record(begun.elapsed());
+        let process = Process {
+            process: "p1".into(),
+            sandbox: row.id.clone(),
+            command: Some(rules::command_text(&exec.command)),
+            created_by: Some(caller.subject.clone()),
+            detached: false,
+            tty: exec.tty.is_some(),
+            started_at: Timestamp::now(),
+            ended_at: None,
+            outcome: Outcome::Running,
+            exit_code: None,
+            cpu_ms: None,
+            memory_peak_bytes: None,
+            task_digest: String::new(),
+        };
+        let reference = rules::reference(&of_exec);
+        let entry = self
+            .entry(caller, Operation::Exec, by)
+            .about(&row)
+            .decided(&reference, AuditDecision::Allowed, "accepted")
+            .with_detail("process", process.process.clone());
+        self.run_arrived(&seat, &sandbox, process.clone(), entry.clone()).await?;
+        let mounts = mounts.into_iter().map(|mount: Mounted| mount.host).collect();
+        Ok(Run { manager: self.arc(), seat, sandbox, mounts, process, entry, begun })
+    }
+
+    async fn move_on(&self, seat: &Seat, state: State) -> Result<(), Error> {
+        let moved = self.change(seat, |row, _| Some(Sandbox { state, ..row.clone() })).await?;
+        moved.map(drop).map_err(|row| Error::State { state: row.state, remedy: "it has changed" })
+    }
+
+    async fn run_failed(&self, seat: &Seat, error: &Error) -> Result<(), Error> {
+        count(&self.counters.failed);
+        let problem = error.problem();
+        self.change(seat, |row, batch| {
+            let next = Sandbox {
+                state: State::Failed,
+                reason: Some(problem.detail.clone()),
+                ended_at: Some(Timestamp::now()),
+                ..row.clone()
+            };
+            let outcome = problem.code.as_str();
+            batch.entries.push(self.own_entry(Operation::SandboxStart, &next, outcome));
+            let data = json!({"reason": problem.detail});
+            batch.about(EventKind::SandboxFailed, &next, data);
+            Some(next)
+        })
+        .await?
+        .ok();
+        self.run_over(seat, None).await
+    }
+
+    async fn run_arrived(
+        &self,
+        seat: &Seat,
+        sandbox: &supervisor::Sandbox,
+        process: Process,
+        entry: audit::Entry,
+    ) -> Result<(), Error> {
+        let arrived = self.change(seat, |row, batch| {
+            let next = Sandbox {
+                state: State::Ready,
+                engine: Some(sandbox.engine().to_owned()),
+                isolation: Some(tier(sandbox.isolation())),
+                cpu: Some(sandbox.cpus()),
+                image: sandbox.image().to_owned(),
+                started_at: Some(Timestamp::now()),
+                ..row.clone()
+            };
+            batch.entries.push(self.own_entry(Operation::SandboxStart, &next, "ready"));
+            let data = json!({"engine": next.engine, "isolation": next.isolation});
+            batch.about(EventKind::SandboxStarted, &next, data);
+            Some(next)
+        });
+        arrived.await?.ok();
+        count(&self.counters.created);
+        let begun = self.change(seat, |row, batch| {
+            batch.entries.push(entry);
+            let data = json!({"process": process.process, "command": process.command});
+            batch.about(EventKind::TaskStarted, row, data);
+            batch.begin_process(process, None);
+            self.count_task();
+            Some(Self::with_running(row, 1))
+        });
+        begun.await?.ok();
+        Ok(())
+    }
+
+    async fn run_over(&self, seat: &Seat, usage: Option<Usage>) -> Result<(), Error> {
+        self.move_on(seat, State::Destroying).await?;
+        let over = self.change(seat, |row, batch| {
+            let next = Sandbox {
+                state: State::Destroyed,
+                ended_at: row.ended_at.or(Some(Timestamp::now())),
+                idle_at: None,
+                usage: usage.or(row.usage),
+                ..row.clone()
+            };
+            batch.entries.push(self.own_entry(Operation::SandboxDelete, &next, "destroyed"));
+            batch.about(EventKind::SandboxDestroyed, &next, json!({"usage": next.usage}));
+            Some(next)
+        });
+        over.await?.ok();
+        count(&self.counters.destroyed);
+        Ok(())
+    }
+}
+
+fn image(name: &str) -> ImageRef {
+    name.parse().unwrap_or_default()
+}
+
+impl Run {
+    /// The sandbox.
+    pub fn sandbox(&self) -> &supervisor::Sandbox {
+        &self.sandbox
+    }
+
+    /// The same, to wait for its end.
+    pub fn sandbox_mut(&mut self) -> &mut supervisor::Sandbox {
+        &mut self.sandbox
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        self.seat.id()
+    }
+
+    /// The name that the guest is to know the command by.
+    pub fn process(&self) -> &str {
+        &self.process.process
+    }
+
+    /// What policy decided about, in the order of the request's mounts: copy from
+    /// [`HostPath::handle`], after [`HostPath::recheck`].
+    pub fn mounts(&self) -> &[HostPath] {
+        &self.mounts
+    }
+
+    async fn task_over(
+        &mut self,
+        reply: Option<op::ExecReply>,
+        digest: Option<[u8; 32]>,
+    ) -> Result<(), Error> {
+        self.process.task_digest = digest.map_or_else(String::new, |digest| hex(&digest));
+        let entry = match digest {
+            Some(digest) => self.entry.clone().with_task(digest),
+            None => self.entry.clone(),
+        };
+        let ended = match reply {
+            Some(reply) => {
+                Ended { outcome: reply.outcome.clone().into(), reply: Some(reply), code: "ended" }
+            }
+            None => Ended::lost("it was interrupted", "abandoned"),
+        };
+        self.manager.counters.exec.record(self.begun.elapsed());
+        self.manager.finish(&self.seat, self.process.clone(), entry, ended).await.map(drop)
+    }
+
+    /// Writes down how the command ended, and takes the machine away. `reply` is what the guest
+    /// said, `digest` what was signed; without them it was interrupted.
+    ///
+    /// # Errors
+    /// `Store`, `Supervisor`.
+    pub async fn finish(
+        mut self,
+        reply: Option<op::ExecReply>,
+        digest: Option<[u8; 32]>,
+    ) -> Result<supervisor::Teardown, Error> {
+        let told = self.task_over(reply, digest).await;
+        let Self { manager, seat, sandbox, begun, .. } = self;
+        let torn = sandbox.destroy().await;
+        let usage = torn.as_ref().ok().map(|torn| {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let cpu_ms = torn.cpu_ms as u64;
+            let uptime_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            Usage { cpu_ms, memory_peak_bytes: torn.memory_peak_bytes, uptime_ms }
+        });
+        manager.run_over(&seat, usage).await?;
+        told?;
+        Ok(torn?)
+    }
+
+    /// Writes down how the command ended, and leaves the machine running. The next process that
+    /// opens the state takes it up.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn leave(
+        mut self,
+        reply: Option<op::ExecReply>,
+        digest: Option<[u8; 32]>,
+    ) -> Result<(), Error> {
+        let told = self.task_over(reply, digest).await;
+        let kept = record::own("keep").about(&self.seat.row());
+        self.manager.ledger.commit(Batch::entry(kept)).await?;
+        self.sandbox.leave();
+        told
+    }
+}
