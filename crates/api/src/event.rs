@@ -1,10 +1,13 @@
 //! What happened, for whoever wants to know: the event stream and webhooks.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::bound::{self, PageLimit, Position, SandboxId, Workspace, at_most};
 use crate::operation::UnknownName;
@@ -13,7 +16,7 @@ use crate::{Problem, Timestamp, Validate};
 macro_rules! kinds {
     ($($variant:ident = $name:literal, $doc:literal;)*) => {
         /// What happened.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum EventKind {
             $(#[doc = $doc] #[serde(rename = $name)] $variant,)*
         }
@@ -50,6 +53,23 @@ kinds! {
     PolicyDenied = "policy.denied", "Policy refused a request.";
     PolicyReloaded = "policy.reloaded", "A new generation of policy is in force.";
     AuditCheckpoint = "audit.checkpoint", "The head of the audit log was signed.";
+}
+
+/// By hand: the derive does not see a name that a macro was given.
+impl PartialSchema for EventKind {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some(Self::ALL.iter().map(|one| one.as_str())))
+            .description(Some("What happened."))
+            .into()
+    }
+}
+
+impl ToSchema for EventKind {
+    fn name() -> Cow<'static, str> {
+        "EventKind".into()
+    }
 }
 
 impl fmt::Display for EventKind {

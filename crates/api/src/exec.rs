@@ -14,6 +14,7 @@ use crate::bound::{
     self, AnyCommand, Cells, Env, GraceMs, GuestPath, GuestUser, OutputBytes, Position, ProcessId,
     Seconds, SignalNumber, TaskCpu, TaskLog, TaskMemory, TaskPids, only,
 };
+use crate::object::objects;
 use crate::{Problem, Timestamp, Validate};
 
 /// What a WebSocket of `exec` or `pty` says.
@@ -32,7 +33,7 @@ pub mod channel {
 
 /// A command to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Exec {
     /// What to run.
     #[schema(value_type = bound::AnyCommand)]
@@ -126,7 +127,7 @@ impl Validate for Exec {
 
 /// Character cells of a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct WindowSize {
     /// Lines.
     #[schema(value_type = bound::Cells)]
@@ -157,7 +158,7 @@ impl From<op::WindowSize> for WindowSize {
 
 /// Bounds of one task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Limits {
     /// Memory in bytes; the guest's less the agent's reserve when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -591,7 +592,7 @@ pub struct AttachResult {
 
 /// A signal to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Signal {
     /// The Linux signal number. KILL goes to the whole task, others to its process group.
     #[schema(value_type = bound::SignalNumber)]
@@ -619,6 +620,8 @@ impl Validate for StdinQuery {
         Ok(())
     }
 }
+
+objects!(Exec, WindowSize, Limits, Signal);
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@ use wire::op;
 use wire::text::Text;
 
 use crate::bound::{self, Depth, GuestPath, GuestPathBytes, GuestUser, Mode, WritePlace};
+use crate::object::objects;
 use crate::{Problem, Timestamp, Validate};
 
 /// Permission bits, `0o7777` at most; in JSON and queries three or four octal digits: `"0644"`.
@@ -288,7 +289,7 @@ impl FileList {
 
 /// Makes a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct MakeDirectory {
     /// Absolute path.
     #[schema(value_type = bound::GuestPathBytes)]
@@ -315,7 +316,7 @@ impl Validate for MakeDirectory {
 
 /// Moves a file or directory within one file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct MoveFile {
     /// Absolute path.
     #[schema(value_type = bound::GuestPathBytes)]
@@ -379,6 +380,8 @@ impl From<op::WatchEvent> for WatchEvent {
         }
     }
 }
+
+objects!(MakeDirectory, MoveFile);
 
 #[cfg(test)]
 mod tests {

@@ -13,6 +13,7 @@ mod event;
 mod exec;
 mod file;
 mod log;
+mod object;
 mod openapi;
 mod operation;
 mod page;

@@ -503,6 +503,22 @@ mod tests {
     }
 
     #[test]
+    fn names_in_the_document_are_those_of_the_json() {
+        fn named<T: serde::Serialize>(document: &Value, schema: &str, all: &[T]) {
+            let names: Vec<Value> =
+                all.iter().map(|one| serde_json::to_value(one).unwrap()).collect();
+            assert_eq!(document["components"]["schemas"][schema]["enum"], json!(names));
+        }
+        let document = document();
+        named(&document, "Code", Code::ALL);
+        named(&document, "EventKind", EventKind::ALL);
+        named(&document, "Operation", Operation::ALL);
+        named(&document, "State", &crate::State::ALL);
+        named(&document, "Role", &crate::Role::ALL);
+        named(&document, "Isolation", &crate::Isolation::ALL);
+    }
+
+    #[test]
     fn descriptions_are_for_readers_of_the_document() {
         let text = openapi().to_json().unwrap();
         assert!(!text.contains("[`"), "a link of rustdoc");

@@ -9,6 +9,7 @@ use utoipa::openapi::schema::{OneOfBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::bound::{self, Schemas, Subject, Workspace, only};
+use crate::object::objects;
 use crate::{CreateSandbox, Exec, Mount, NetworkMode, Problem, Role, Timestamp, Validate};
 
 /// A rule of policy: where it is written and what it says.
@@ -58,7 +59,7 @@ pub struct PolicyDecision {
 
 /// Asks what policy would decide. Nothing is done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct PolicyCheck {
     /// What would be asked for.
     pub request: PolicyRequest,
@@ -108,7 +109,7 @@ impl ToSchema for PolicyRequest {
 
 /// Who would ask.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct PolicySubject {
     /// Its name; the caller's when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -179,6 +180,8 @@ pub struct PolicyInfo {
     /// What it is made of.
     pub layers: Vec<PolicyLayer>,
 }
+
+objects!(PolicyCheck, PolicySubject);
 
 #[cfg(test)]
 mod tests {

@@ -4,14 +4,17 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
+use crate::bound::Schemas;
 use crate::policy::RuleRef;
 
 macro_rules! codes {
     ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $status:literal, $title:literal, $meaning:literal;)*) => {
         /// What kind of problem it is. Names and statuses never change; new ones are added.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[non_exhaustive]
         pub enum Code {
             $(#[doc = $meaning] #[serde(rename = $name)] $variant,)*
@@ -121,6 +124,23 @@ codes! {
         "No new work is taken until there is space, so that no record is lost.";
     GuestFull = "guest_full", 507, "The guest has no room",
         "The sandbox is out of disk, memory or process slots.";
+}
+
+/// By hand: the derive does not see a name that a macro was given.
+impl PartialSchema for Code {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some(Self::ALL.iter().map(|one| one.as_str())))
+            .description(Some("What kind of problem it is."))
+            .into()
+    }
+}
+
+impl ToSchema for Code {
+    fn name() -> Cow<'static, str> {
+        "Code".into()
+    }
 }
 
 impl fmt::Display for Code {
@@ -326,8 +346,8 @@ impl From<Document> for Problem {
     }
 }
 
-impl utoipa::PartialSchema for Problem {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+impl PartialSchema for Problem {
+    fn schema() -> RefOr<Schema> {
         Document::schema()
     }
 }
@@ -337,9 +357,7 @@ impl ToSchema for Problem {
         "Problem".into()
     }
 
-    fn schemas(
-        schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>)>,
-    ) {
+    fn schemas(schemas: &mut Schemas) {
         Document::schemas(schemas);
     }
 }

@@ -12,6 +12,7 @@ use crate::bound::{
     self, Cpus, DiskGb, EngineName, Env, GuestPath, HostPath, ImageName, LabelFilter, Labels,
     MAX_MOUNTS, MemoryMb, Name, Seconds, Workspace, at_most,
 };
+use crate::object::objects;
 use crate::operation::UnknownName;
 use crate::policy::PolicyRef;
 use crate::{Code, Problem, State, Timestamp, Validate, page};
@@ -147,7 +148,7 @@ impl ToSchema for NetworkMode {
 
 /// A directory or file of the host that is copied in when the sandbox is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Mount {
     /// Absolute path of the host.
     #[schema(value_type = bound::HostPath)]
@@ -169,7 +170,7 @@ impl Validate for Mount {
 
 /// A sandbox as it is asked for. Everything has a default; policy has maxima.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct CreateSandbox {
     /// What it is called, once in a workspace; its id when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -348,7 +349,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Change<T> {
 
 /// A change of a sandbox. What is absent stays.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct UpdateSandbox {
     /// All labels anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -589,6 +590,8 @@ impl Validate for DeleteQuery {
     }
 }
 
+objects!(CreateSandbox, UpdateSandbox, Mount);
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -617,6 +620,17 @@ mod tests {
         assert!(serde_json::from_value::<UpdateSandbox>(json!({"image": "x"})).is_err());
         let mount = json!({"mounts": [{"host_path": "/a", "guest_path": "/b", "ro": true}]});
         assert!(serde_json::from_value::<CreateSandbox>(mount).is_err());
+    }
+
+    #[test]
+    fn a_list_is_no_object() {
+        assert!(serde_json::from_value::<CreateSandbox>(json!([])).is_err());
+        assert!(serde_json::from_value::<CreateSandbox>(json!(["box"])).is_err());
+        assert!(serde_json::from_value::<UpdateSandbox>(json!([])).is_err());
+        let mount = json!({"mounts": [["/a", "/b", true]]});
+        assert!(serde_json::from_value::<CreateSandbox>(mount).is_err());
+        let tty = json!({"command": "x", "tty": [24, 80]});
+        assert!(serde_json::from_value::<crate::Exec>(tty).is_err());
     }
 
     #[test]

@@ -7,11 +7,12 @@ use utoipa::{IntoParams, ToSchema};
 use wire::text::Secret;
 
 use crate::bound::{self, PublicKey, Seconds, Subject, Title, Workspace};
+use crate::object::objects;
 use crate::{Operation, Problem, Role, Timestamp, Validate, page};
 
 /// A token as it is asked for. It cannot do more than its maker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct CreateToken {
     /// To remember it by.
     #[schema(value_type = bound::Title)]
@@ -114,7 +115,7 @@ impl Validate for TokenQuery {
 
 /// A public key whose signatures stand for a subject.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct CreateKey {
     /// To remember it by.
     #[schema(value_type = bound::Title)]
@@ -171,6 +172,8 @@ pub struct Key {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
 }
+
+objects!(CreateToken, CreateKey);
 
 #[cfg(test)]
 mod tests {

@@ -5,11 +5,12 @@ use utoipa::{IntoParams, ToSchema};
 use wire::text::Secret;
 
 use crate::bound::{self, Title, WebhookUrl, Workspace, at_most};
+use crate::object::objects;
 use crate::{EventKind, Problem, Timestamp, Validate, page};
 
 /// A subscription as it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct CreateWebhook {
     /// Where events go: https; http and private addresses only where the operator allows them.
     #[schema(value_type = bound::WebhookUrl)]
@@ -148,3 +149,4 @@ impl Validate for DeliveryQuery {
         page::check(self.cursor.as_deref(), self.limit)
     }
 }
+objects!(CreateWebhook);
