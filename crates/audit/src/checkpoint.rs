@@ -25,6 +25,19 @@ fn message(seq: u64, at: Timestamp, hash: Digest) -> Vec<u8> {
     message
 }
 
+/// Signs a head. That of an empty chain can be signed too, so that there is a head file from the
+/// first moment on.
+pub fn sign(head: Head, key: &Key, at: Timestamp) -> Checkpoint {
+    let signature = key.sign(&message(head.seq, at, head.hash));
+    Checkpoint {
+        seq: head.seq,
+        at,
+        head_hash: head.hash.to_string(),
+        signature: to_hex(&signature.to_bytes()),
+        public_key: to_hex(key.public().as_bytes()),
+    }
+}
+
 /// Signs `head`, which must be the head of the open transaction, and puts the checkpoint on
 /// record. `None` where the chain is empty or its head is signed already.
 ///

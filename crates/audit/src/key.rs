@@ -48,6 +48,10 @@ impl Key {
     /// # Errors
     /// As `load`, and `Random`.
     pub fn create(path: &Path) -> Result<Self, AuditError> {
+        if path.symlink_metadata().is_ok() {
+            // Also where there is no room for another one.
+            return Self::load(path);
+        }
         let random = |bytes: &mut [u8]| {
             getrandom::fill(bytes).map_err(|error| AuditError::Random(error.to_string()))
         };

@@ -23,7 +23,7 @@ mod segment;
 mod verify;
 
 pub use chain::{Head, SCHEMA, append, count, get, list, tail};
-pub use checkpoint::{checkpoint, latest_checkpoint, read_head_file, write_head_file};
+pub use checkpoint::{checkpoint, latest_checkpoint, read_head_file, sign, write_head_file};
 pub use digest::{Digest, NotADigest};
 pub use ed25519_dalek::VerifyingKey;
 pub use entry::Entry;

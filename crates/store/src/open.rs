@@ -2,6 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::Timestamp;
 use audit::Head;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::broadcast;
@@ -70,9 +71,15 @@ impl Store {
         };
         let head_path = directory::audit_head(&directory);
         audit::check_head(&connection, &head_path)?;
-        if let Some(last) = &last {
-            // A crash may have come between the commit and the file.
-            audit::write_head_file(&head_path, last)?;
+        // A crash may have come between a commit and the file. There always is one, so that its
+        // absence means something.
+        let present = audit::read_head_file(&head_path)?;
+        let newest = last.clone().or_else(|| {
+            present.is_none().then(|| audit::sign(Head::START, &key, Timestamp::now()))
+        });
+        if let Some(Err(error)) = newest.map(|head| audit::write_head_file(&head_path, &head)) {
+            // On a full disk, what was begun can still be ended.
+            tracing::warn!(%error, "the head of the audit log is not in its file");
         }
         let signed = last.map_or(0, |checkpoint| checkpoint.seq);
         let head = Head::read(&connection)?;

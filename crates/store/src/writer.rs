@@ -262,18 +262,21 @@ fn part(
 ) -> Result<(), StoreError> {
     let (head, events) = (change.head, change.events.len());
     let checkpoint = change.checkpoint.clone();
-    change.connection.execute_batch("SAVEPOINT part")?;
+    let run = |change: &Change<'_>, sql| change.connection.prepare_cached(sql)?.execute([]);
+    run(change, "SAVEPOINT part")?;
     let Err(error) = work(change) else {
         if change.connection.is_autocommit() {
             return Err(StoreError::Corrupt("a change ended the transaction".to_owned()));
         }
-        return Ok(change.connection.execute_batch("RELEASE part")?);
+        run(change, "RELEASE part")?;
+        return Ok(());
     };
     // A full disk takes back the whole transaction, and with it what others did.
     if change.connection.is_autocommit() {
         return Err(error.unwrap_or(StoreError::TakenBack));
     }
-    change.connection.execute_batch("ROLLBACK TO part; RELEASE part")?;
+    run(change, "ROLLBACK TO part")?;
+    run(change, "RELEASE part")?;
     change.head = head;
     change.events.truncate(events);
     change.checkpoint = checkpoint;
