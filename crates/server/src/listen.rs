@@ -57,7 +57,7 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
 
 /// Takes TLS connections until the server stops.
 pub(crate) async fn accept_tls(listener: TcpListener, tls: TlsAcceptor, all: Connections) {
-    while let Some(place) = all.place().await {
+    loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = all.stopping().cancelled() => return,
@@ -70,6 +70,7 @@ pub(crate) async fn accept_tls(listener: TcpListener, tls: TlsAcceptor, all: Con
                 continue;
             }
         };
+        let Some(place) = all.place().await else { return };
         let (tls, connections) = (tls.clone(), all.clone());
         all.spawn(async move {
             let _place = place;
@@ -154,7 +155,7 @@ impl Socket {
     pub(crate) async fn accept(self, all: Connections) {
         let own = rustix::process::geteuid().as_raw();
         let _file = &self.file;
-        while let Some(place) = all.place().await {
+        loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = all.stopping().cancelled() => return,
@@ -181,6 +182,7 @@ impl Socket {
                     continue;
                 }
             };
+            let Some(place) = all.place().await else { return };
             let connections = all.clone();
             all.spawn(async move {
                 let _place = place;

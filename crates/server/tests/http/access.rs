@@ -30,7 +30,7 @@ fn body(route: &Route) -> Value {
         }),
         "check_policy" => json!({"request": {"exec": {"command": ["true"]}}}),
         "create_webhook" => json!({"url": "https://example.org/", "workspace": "own"}),
-        "create_sandbox" => json!({"workspace": "own"}),
+        "create_sandbox" => json!({"engine": "mock", "workspace": "own"}),
         _ => json!({}),
     }
 }
@@ -122,8 +122,8 @@ async fn nobody_makes_a_token_that_could_do_more() {
     let server = Server::start().await;
     let owner = server.token("owner", "owner", Some("own"), None).await;
     for body in [
-        json!({"name": "x", "role": "owner"}),
         json!({"name": "x", "role": "viewer", "workspace": "other"}),
+        json!({"name": "x", "role": "owner", "workspace": "other"}),
     ] {
         let call = server.post("/v1/tokens").token(&owner).json(&body);
         let (status, _) = call.send().await.problem();

@@ -7,7 +7,7 @@ use crate::server::Server;
 #[tokio::test]
 async fn a_sandbox_is_made_used_and_destroyed() {
     let server = Server::start().await;
-    let body = json!({"name": "build-1", "labels": {"team": "red"}});
+    let body = json!({"engine": "mock", "name": "build-1", "labels": {"team": "red"}});
     let made = server.post("/v1/sandboxes").unix().json(&body).send().await;
     assert_eq!(made.status, 201, "{made:?}");
     let sandbox = made.json();
@@ -57,7 +57,7 @@ async fn a_request_with_a_key_is_done_once() {
     let create = |body| {
         server.post("/v1/sandboxes").admin().header("idempotency-key", "k-1").json(body).send()
     };
-    let body = json!({"labels": {"a": "b"}});
+    let body = json!({"engine": "mock", "labels": {"a": "b"}});
     let (first, second) = (create(&body).await, create(&body).await);
     assert_eq!((first.status, second.status), (201, 201), "{second:?}");
     assert_eq!(first.json()["id"], second.json()["id"]);

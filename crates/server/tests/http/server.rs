@@ -113,7 +113,7 @@ impl Server {
 
     /// A sandbox of this workspace that is ready.
     pub(crate) async fn sandbox(&self, workspace: &str) -> String {
-        let body = json!({"workspace": workspace});
+        let body = json!({"engine": "mock", "memory_mb": 128, "workspace": workspace});
         let reply = self.post("/v1/sandboxes").unix().json(&body).send().await;
         assert_eq!(reply.status, 201, "{reply:?}");
         reply.json()["id"].as_str().unwrap().to_owned()

@@ -91,10 +91,11 @@ async fn anothers_key_signs_nothing_for_this_caller() {
 #[tokio::test]
 async fn where_signatures_are_required_nothing_runs_without() {
     let server = Server::of(|_| {}, |fleet| fleet.require_signatures = true).await;
-    let create = server.post("/v1/sandboxes").admin().json(&json!({})).send().await;
-    create.assert_problem(401, "signature_required");
+    let body = json!({"engine": "mock"}).to_string();
+    let create = server.post("/v1/sandboxes").admin().bytes("application/json", body.clone());
+    create.send().await.assert_problem(401, "signature_required");
     let key = key_id(&server).await;
-    let headers = signed("POST", "/v1/sandboxes", "{}", &key);
-    let create = server.post("/v1/sandboxes").admin().bytes("application/json", "{}");
+    let headers = signed("POST", "/v1/sandboxes", &body, &key);
+    let create = server.post("/v1/sandboxes").admin().bytes("application/json", body);
     assert_eq!(with(create, &headers).send().await.status, 201);
 }
