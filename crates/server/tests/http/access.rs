@@ -2,6 +2,7 @@
 //! another's.
 
 use access::matrix::{Cell, Whose, cell};
+use access::signature::SigningKey;
 use api::{Access, Body, Method, ROUTES, Reach, Role, Route};
 use serde_json::{Value, json};
 
@@ -35,12 +36,30 @@ fn body(route: &Route) -> Value {
     }
 }
 
-fn request<'a>(server: &'a Server, route: &Route, sandbox: &str) -> Call<'a> {
+/// The id of something of `own` that the route is about; nothing's, where it may be found missing.
+async fn thing(server: &Server, route: &Route, number: u8) -> String {
+    let (path, body) = match route.id {
+        "revoke_token" => {
+            ("/v1/tokens", json!({"name": "x", "role": "viewer", "workspace": "own"}))
+        }
+        "revoke_key" => {
+            let key = SigningKey::from_bytes(&[number; 32]).verifying_key();
+            let hex: String = key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+            ("/v1/keys", json!({"name": "x", "workspace": "own", "public_key": hex}))
+        }
+        _ => return "nothing".into(),
+    };
+    let made = server.post(path).unix().json(&body).send().await;
+    assert_eq!(made.status, 201, "{made:?}");
+    made.json()["id"].as_str().unwrap().to_owned()
+}
+
+fn request<'a>(server: &'a Server, route: &Route, sandbox: &str, thing: &str) -> Call<'a> {
     let path = route
         .path
         .replace("{sandbox}", sandbox)
         .replace("{process}", "nobody")
-        .replace("{id}", "nothing")
+        .replace("{id}", thing)
         .replace("{delivery}", "nothing");
     let target = format!("{path}{}", query(route));
     let call = match route.method {
@@ -62,7 +81,7 @@ fn request<'a>(server: &'a Server, route: &Route, sandbox: &str) -> Call<'a> {
 async fn each_role_may_what_the_matrix_says() {
     let server = Server::start().await;
     let theirs = server.sandbox("other").await;
-    let mut wrong = Vec::new();
+    let (mut wrong, mut number) = (Vec::new(), 0_u8);
     for role in Role::ALL {
         let bound = server.token("bound", role.as_str(), Some("own"), None).await;
         let unbound = server.token("unbound", role.as_str(), None, None).await;
@@ -82,7 +101,9 @@ async fn each_role_may_what_the_matrix_says() {
                     (true, Whose::Other) => theirs.clone(),
                     (true, Whose::Own | Whose::Any) => server.sandbox("own").await,
                 };
-                let call = request(&server, route, &sandbox).token(token);
+                number = number.wrapping_add(1);
+                let thing = thing(&server, route, number).await;
+                let call = request(&server, route, &sandbox, &thing).token(token);
                 let response = call.begin().await;
                 let status = response.status().as_u16();
                 let fits = match cell(operation, role, whose) {
