@@ -95,7 +95,7 @@ impl HostPath {
                 }
                 _ => {}
             }
-            let here = steps.last().map_or(root.as_fd(), |step| step.descriptor.as_fd());
+            let here = steps.last().map_or_else(|| root.as_fd(), |step| step.descriptor.as_fd());
             let strict = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
             let within = strict | ResolveFlags::BENEATH;
             let found = rustix::fs::openat2(here, name.as_os_str(), walk, Mode::empty(), within)

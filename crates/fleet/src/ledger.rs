@@ -35,7 +35,16 @@ enum Change {
 pub(crate) struct Batch {
     changes: Vec<Change>,
     pub(crate) entries: Vec<Entry>,
-    events: Vec<(EventKind, Option<String>, Option<String>, Map<String, Value>)>,
+    events: Vec<Happening>,
+}
+
+/// An event to be.
+#[derive(Debug)]
+struct Happening {
+    kind: EventKind,
+    sandbox: Option<String>,
+    workspace: Option<String>,
+    data: Map<String, Value>,
 }
 
 impl Batch {
@@ -80,7 +89,8 @@ impl Batch {
             _ => Map::new(),
         };
         let owned = |text: Option<&str>| text.map(str::to_owned);
-        self.events.push((kind, owned(sandbox), owned(workspace), data));
+        let (sandbox, workspace) = (owned(sandbox), owned(workspace));
+        self.events.push(Happening { kind, sandbox, workspace, data });
     }
 
     pub(crate) fn about(&mut self, kind: EventKind, row: &Sandbox, data: Value) {
@@ -136,7 +146,7 @@ impl Batch {
         for entry in &self.entries {
             change.audit(entry)?;
         }
-        for (kind, sandbox, workspace, data) in self.events {
+        for Happening { kind, sandbox, workspace, data } in self.events {
             change.event(kind, sandbox.as_deref(), workspace.as_deref(), data)?;
         }
         Ok(row)
@@ -160,7 +170,7 @@ fn bind(
 /// What a problem of the store is to a caller.
 pub(crate) fn problem(error: &StoreError) -> Problem {
     let code = match error {
-        StoreError::Full { .. } => Code::StorageFull,
+        StoreError::Full => Code::StorageFull,
         StoreError::NotFound { .. } => Code::NotFound,
         StoreError::NameTaken { .. } | StoreError::Exists { kind: "process", .. } => {
             Code::NameTaken

@@ -3,7 +3,8 @@
 //! [`Manager`] is the only way to them, for the server and for a command that has none. Each of
 //! its methods goes the same way: may the caller ([`access`]), does policy allow it ([`policy`]),
 //! write down that it was accepted, do it, write down what came of it. What is written down is
-//! all that there is to recover from: see [`life`](self) of a row.
+//! all that there is to recover from: a sandbox's task does what its row
+//! says, and so does the task that the next process gives it.
 #![forbid(unsafe_code)]
 
 mod config;
@@ -30,6 +31,7 @@ mod run;
 mod sandboxes;
 mod seat;
 mod task;
+mod upkeep;
 
 use std::path::PathBuf;
 

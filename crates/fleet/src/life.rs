@@ -308,12 +308,7 @@ impl Manager {
                 }
             }
             () = until(expires) => {
-                let next = match row.on_timeout {
-                    WhenTimedOut::Stop => (State::Stopping, None),
-                    WhenTimedOut::Restart => (State::Stopping, Some(RESTARTS)),
-                    WhenTimedOut::Delete => (State::Destroying, None),
-                };
-                self.time_is_up(seat, row.version, next, "its time is up").await;
+                self.is_late(seat).await;
             }
             () = until(idle) => {
                 let next = match row.on_idle {
@@ -341,7 +336,20 @@ impl Manager {
         }
     }
 
-    pub(crate) async fn time_is_up(
+    /// The time of this sandbox is up.
+    pub(crate) async fn is_late(&self, seat: &Arc<Seat>) {
+        let row = seat.row();
+        let next = match row.on_timeout {
+            WhenTimedOut::Stop => (State::Stopping, None),
+            WhenTimedOut::Restart => (State::Stopping, Some(RESTARTS)),
+            WhenTimedOut::Delete => (State::Destroying, None),
+        };
+        if row.expires_at.is_some_and(|at| at <= Timestamp::now()) {
+            self.time_is_up(seat, row.version, next, "its time is up").await;
+        }
+    }
+
+    async fn time_is_up(
         &self,
         seat: &Arc<Seat>,
         version: u64,

@@ -104,6 +104,9 @@ impl Manager {
             config,
         });
         manager.recover().await?;
+        if manager.config.mode == Mode::Daemon {
+            manager.spawn_upkeep();
+        }
         manager.is_ready.store(true, Ordering::Release);
         Ok(manager)
     }

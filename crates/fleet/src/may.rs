@@ -3,9 +3,9 @@
 use access::Caller;
 use api::Operation;
 
+use crate::Error;
 use crate::config::Provenance;
 use crate::manager::Manager;
-use crate::Error;
 
 impl Manager {
     /// Whether the caller may do this to this sandbox. What it then does is asked again: this is

@@ -1,13 +1,22 @@
 //! What of the host is copied in when a sandbox comes up.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use api::Mount;
-use supervisor::{CopyIn, Sandbox};
+use supervisor::wire::op::{Mkdir, Write, WriteAt};
+use supervisor::wire::text::Text;
+use supervisor::{CopyIn, Guest, Hidden, Sandbox};
+use tokio::io::AsyncReadExt as _;
 
 use crate::Error;
 use crate::error::chain;
 use crate::host_path::{HostPath, HostPathError};
+
+/// Bytes that are read at once.
+const CHUNK: usize = 64 << 10;
+/// The sandbox's own user.
+const USER: u32 = 1000;
 
 /// A mount that policy has decided about: the descriptor is what it decided about.
 #[derive(Debug)]
@@ -48,9 +57,10 @@ impl Mounted {
             Ok(Err(error)) => return Err(Error::Internal(error.to_string())),
             Err(error) => return Err(Error::Internal(error.to_string())),
         };
-        let hidden = self
-            .masks
-            .map(|masks| supervisor::Hidden::new(move |relative: &Path| masks.hides(relative)));
+        if !host.is_directory() {
+            return copy_file(&host, &self.asked, sandbox.guest()).await;
+        }
+        let hidden = self.masks.map(|masks| Hidden::new(move |path: &Path| masks.hides(path)));
         let options = CopyIn { read_only: self.asked.read_only, ..CopyIn::default() };
         let handle = host.handle();
         let copied = sandbox
@@ -65,4 +75,45 @@ impl Mounted {
             error => Error::Internal(words(error)),
         })
     }
+}
+
+/// Copies one file from its descriptor, as the sandbox's user or, to be read only, as root.
+async fn copy_file(host: &HostPath, asked: &Mount, guest: &Guest) -> Result<(), Error> {
+    let failed = |error: std::io::Error| Error::Internal(format!("read {}: {error}", host.real()));
+    let file = std::fs::File::open(host.handle()).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
+    let mut file = tokio::fs::File::from_std(file);
+    let (mode, user) = match asked.read_only {
+        true => (mode & !0o222 | 0o444, Some(Text::from("root"))),
+        false => (mode, None),
+    };
+    let text = |path: &str| {
+        let field = "mounts.guest_path";
+        Text::new(path).map_err(|error| api::Problem::invalid(field, error.to_string()))
+    };
+    let parent = asked.guest_path.rsplit_once('/').map(|(parent, _)| parent);
+    if let Some(parent) = parent.filter(|parent| !parent.is_empty()) {
+        // As for a directory that is copied: root makes it, for the user.
+        let mkdir = Mkdir {
+            path: text(parent)?,
+            parents: true,
+            mode: 0o755,
+            owner: (!asked.read_only).then_some(USER),
+            user: Some(Text::from("root")),
+        };
+        guest.ask(&mkdir).await.map_err(Error::Guest)?;
+    }
+    let path = text(&asked.guest_path)?;
+    let write = Write { path, at: WriteAt::Replace, mode, parents: false, user };
+    let call = guest.call(&write).map_err(Error::Guest)?;
+    let input = call.input();
+    let mut bytes = vec![0; CHUNK];
+    loop {
+        match file.read(&mut bytes).await.map_err(failed)? {
+            0 => break,
+            count => input.write(&bytes[..count]).await.map_err(Error::Guest)?,
+        }
+    }
+    input.finish();
+    call.reply().await.map(drop).map_err(Error::Guest)
 }

@@ -2,10 +2,10 @@
 
 use access::Caller;
 use api::{
-    AuditQuery, AuditRange, AuditRecord, CreateWebhook, CreatedWebhook, Delivery, DeliveryQuery,
-    Doctor, EngineReport, Event, EventKind, EventQuery, Finding, Image, LayerKind, Operation, Page,
-    PageQuery, PolicyCheck, PolicyDecision, PolicyInfo, PolicyLayer, PolicyRequest, Secret,
-    Timestamp, Validate as _, Webhook,
+    AuditQuery, AuditRange, AuditRecord, AuditReport, Checkpoint, CreateWebhook, CreatedWebhook,
+    Delivery, DeliveryQuery, Doctor, EngineReport, Event, EventKind, EventQuery, Finding, Image,
+    LayerKind, Operation, Page, PageQuery, PolicyCheck, PolicyDecision, PolicyInfo, PolicyLayer,
+    PolicyRequest, Secret, Timestamp, Validate as _, Webhook,
 };
 use futures_util::Stream;
 use policy::{Kind, MountRequest, NetworkRequest, Request};
@@ -228,7 +228,7 @@ impl Manager {
     }
 
     /// Whether the caller may do this to the audit log; that it did is on record too.
-    pub(crate) async fn allow_audit(
+    async fn allow_audit(
         &self,
         caller: &Caller,
         operation: Operation,
@@ -284,6 +284,36 @@ impl Manager {
             }
         });
         Ok(tokio_stream::wrappers::ReceiverStream::new(receiver))
+    }
+
+    /// Whether the audit log holds, with the files that its old records moved to.
+    ///
+    /// # Errors
+    /// `Access`, `Refused`, `Store`.
+    pub async fn verify_audit(
+        &self,
+        caller: &Caller,
+        range: AuditRange,
+        by: &Provenance,
+    ) -> Result<AuditReport, Error> {
+        range.validate()?;
+        self.allow_audit(caller, Operation::AuditVerify, by).await?;
+        Ok(self.store().verify_audit(range).await?)
+    }
+
+    /// Signs the head of the audit log. There is one: that this was asked for is on record.
+    ///
+    /// # Errors
+    /// `Access`, `Store`.
+    pub async fn checkpoint_audit(
+        &self,
+        caller: &Caller,
+        by: &Provenance,
+    ) -> Result<Checkpoint, Error> {
+        self.allow_audit(caller, Operation::AuditCheckpoint, by).await?;
+        let signed: Result<_, StoreError> =
+            self.store().write(|change| change.sign_audit_head()).await;
+        signed?.ok_or_else(|| Error::Internal("the audit log has no record to sign".into()))
     }
 
     /// Subscribes a URL to events. The secret that signs them is shown this once.

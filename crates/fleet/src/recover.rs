@@ -45,8 +45,14 @@ impl Manager {
         self.sit(&seat);
         match row.state {
             State::Ready | State::Executing | State::Paused => {
-                if self.config.mode == Mode::Daemon || self.is_overdue(&row) {
+                let kept = self.supervisor.kept()?;
+                let is_there = kept.iter().any(|machine| machine.id == row.id);
+                if self.config.mode == Mode::Daemon || self.is_overdue(&row) || !is_there {
                     self.attach_again(&seat).await?;
+                }
+                // A daemon sees that by itself.
+                if self.config.mode == Mode::Embedded && self.is_overdue(&row) {
+                    self.is_late(&seat).await;
                 }
             }
             State::Requested | State::Provisioning => {

@@ -218,7 +218,7 @@ impl Manager {
         let over = self.change(seat, |row, batch| {
             let next = Sandbox {
                 state: State::Destroyed,
-                ended_at: row.ended_at.or(Some(Timestamp::now())),
+                ended_at: row.ended_at.or_else(|| Some(Timestamp::now())),
                 idle_at: None,
                 usage: usage.or(row.usage),
                 ..row.clone()

@@ -24,6 +24,14 @@ use crate::{Error, rules};
 /// How long a caller that waits for the end of a sandbox is kept.
 const END_PATIENCE: Duration = Duration::from_secs(60);
 
+/// A move that somebody asks for.
+struct Wish<'a> {
+    wanted: State,
+    from: &'a [State],
+    /// What to do where it is in none of them.
+    remedy: &'static str,
+}
+
 impl Manager {
     /// Makes a sandbox; with `wait`, returns when it takes tasks. Where the caller goes away
     /// meanwhile, it is made all the same.
@@ -232,9 +240,7 @@ impl Manager {
         operation: Operation,
         sandbox: &str,
         by: &Provenance,
-        wanted: State,
-        from: &[State],
-        remedy: &'static str,
+        Wish { wanted, from, remedy }: Wish<'_>,
     ) -> Result<Arc<Seat>, Error> {
         let seat = self.find(caller, operation, sandbox, by).await?;
         let entry = self.entry(caller, operation, by);
@@ -277,8 +283,8 @@ impl Manager {
             State::Stopped,
             State::Failed,
         ];
-        let (operation, wanted) = (Operation::SandboxDelete, State::Destroying);
-        let seat = self.ask(caller, operation, sandbox, by, wanted, &ANY, "it is gone").await?;
+        let wish = Wish { wanted: State::Destroying, from: &ANY, remedy: "it is gone" };
+        let seat = self.ask(caller, Operation::SandboxDelete, sandbox, by, wish).await?;
         self.settled(&seat, wait, |row| row.state == State::Destroyed).await
     }
 
@@ -296,9 +302,9 @@ impl Manager {
     ) -> Result<Sandbox, Error> {
         const FROM: [State; 5] =
             [State::Requested, State::Provisioning, State::Ready, State::Executing, State::Paused];
-        let (operation, wanted) = (Operation::SandboxStop, State::Stopping);
         let remedy = "only one that runs can be stopped";
-        let seat = self.ask(caller, operation, sandbox, by, wanted, &FROM, remedy).await?;
+        let wish = Wish { wanted: State::Stopping, from: &FROM, remedy };
+        let seat = self.ask(caller, Operation::SandboxStop, sandbox, by, wish).await?;
         self.settled(&seat, wait, |row| row.state != State::Stopping).await
     }
 
@@ -338,8 +344,8 @@ impl Manager {
         }
         let from = [State::Stopped, State::Failed];
         let remedy = "only one that is stopped or failed can be started";
-        let wanted = State::Provisioning;
-        let seat = self.ask(caller, operation, sandbox, by, wanted, &from, remedy).await?;
+        let wish = Wish { wanted: State::Provisioning, from: &from, remedy };
+        let seat = self.ask(caller, operation, sandbox, by, wish).await?;
         let row = self.settled(&seat, wait, |row| row.state != State::Provisioning).await?;
         match (row.state, lock(&seat.failure).clone()) {
             (State::Failed, Some(error)) => Err(error),
