@@ -180,7 +180,7 @@ pub(crate) fn problem(error: &StoreError) -> Problem {
         StoreError::VersionMismatch { .. } => Code::PreconditionFailed,
         StoreError::Replayed => Code::BadSignature,
         StoreError::Cursor => Code::InvalidRequest,
-        StoreError::Busy => Code::Busy,
+        StoreError::Busy | StoreError::TakenBack => Code::Busy,
         StoreError::Closed => Code::ShuttingDown,
         _ => Code::Internal,
     };
