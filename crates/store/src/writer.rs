@@ -169,11 +169,11 @@ impl Thread {
                 for job in group {
                     job.answer(Ok(()));
                 }
-                for event in after.events {
+                for event in &after.events {
                     // No listener is no error.
-                    let _ = self.events.send(event);
+                    let _ = self.events.send(Arc::clone(event));
                 }
-                self.keep_head(after.head, after.checkpoint);
+                self.keep_head(&after);
             }
             Err(error) => {
                 for job in group {
@@ -200,13 +200,21 @@ impl Thread {
         }
         let unsigned = change.head.seq.saturating_sub(self.signed);
         let signed = change.checkpoint.is_some();
+        let (mut tried, mut signed_to) = (false, None);
         if unsigned > 0 && !signed && (due || unsigned >= self.options.checkpoint_records) {
-            part(&mut change, |change| change.sign_audit_head().map(drop).map_err(Some))?;
+            tried = true;
+            part(&mut change, |change| {
+                // Another process may have signed this very head.
+                let last = change.sign_audit_head().map_err(Some)?;
+                signed_to = last.map(|checkpoint| checkpoint.seq);
+                Ok(())
+            })?;
         }
         connection.execute_batch("COMMIT")?;
         std::mem::forget(open);
         let Change { head, events, checkpoint, .. } = change;
-        Ok(After { head, events, checkpoint })
+        signed_to = checkpoint.as_ref().map(|checkpoint| checkpoint.seq).or(signed_to);
+        Ok(After { head, events, checkpoint, tried, signed_to })
     }
 
     /// What else it is called, where there is no room it is a full disk.
@@ -215,19 +223,22 @@ impl Thread {
         if full { StoreError::Full } else { error }
     }
 
-    fn keep_head(&mut self, head: Head, checkpoint: Option<Checkpoint>) {
-        if let Some(checkpoint) = checkpoint {
-            self.signed = checkpoint.seq;
-            self.unsigned_since = None;
+    fn keep_head(&mut self, after: &After) {
+        if let Some(checkpoint) = &after.checkpoint {
             let path = directory::audit_head(&self.directory);
-            if let Err(error) = audit::write_head_file(&path, &checkpoint) {
+            if let Err(error) = audit::write_head_file(&path, checkpoint) {
                 // The signature is in the database; the next checkpoint tries the file again.
                 tracing::warn!(%error, "the head of the audit log is not in its file");
             }
         }
-        if head.seq > self.signed && self.unsigned_since.is_none() {
-            self.unsigned_since = Some(Instant::now());
-        }
+        self.signed = self.signed.max(after.signed_to.unwrap_or(0));
+        let unsigned = after.head.seq > self.signed;
+        self.unsigned_since = match self.unsigned_since {
+            _ if !unsigned => None,
+            // What failed is tried again, but not at once.
+            Some(since) if !after.tried && after.signed_to.is_none() => Some(since),
+            _ => Some(Instant::now()),
+        };
     }
 }
 
@@ -236,6 +247,10 @@ struct After {
     head: Head,
     events: Vec<Arc<api::Event>>,
     checkpoint: Option<Checkpoint>,
+    /// Whether the head was to be signed without being asked.
+    tried: bool,
+    /// The record up to which all is signed, where that is known now.
+    signed_to: Option<u64>,
 }
 
 /// An open transaction, taken back when it is dropped.

@@ -43,6 +43,28 @@ async fn the_head_is_signed_after_some_time() {
     assert_eq!(events.recv().await.unwrap().kind, EventKind::AuditCheckpoint);
 }
 
+/// A head that another process has signed is nobody's to sign again, and nobody waits for it.
+#[tokio::test]
+async fn a_head_that_another_process_signed_is_signed() {
+    let place = Place::new();
+    record(&place.store, 3).await;
+    let interval = Duration::from_millis(1);
+    let other =
+        Store::open(&place.data(), Options { checkpoint_interval: interval, ..options() }).unwrap();
+    let mut events = other.events();
+    assert_eq!(events.recv().await.unwrap().data["seq"], 3);
+    // Records of one, signed by the other, and then new ones.
+    record(&other, 1).await;
+    assert_eq!(events.recv().await.unwrap().data["seq"], 4);
+    record(&place.store, 1).await;
+    let signed = place.store.write(|change| change.sign_audit_head()).await.unwrap().unwrap();
+    assert_eq!(signed.seq, 5);
+    record(&other, 1).await;
+    assert_eq!(events.recv().await.unwrap().data["seq"], 6);
+    let report = other.verify_audit(AuditRange::default()).await.unwrap();
+    assert!(report.ok, "{report:?}");
+}
+
 #[tokio::test]
 async fn the_head_is_signed_when_the_store_is_closed() {
     let place = Place::new();
