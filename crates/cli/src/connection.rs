@@ -7,12 +7,13 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use crate::failure::{Failure, Kind};
+use crate::embedded::Local;
+use crate::failure::Failure;
 use crate::keyfile;
-use crate::paths;
 use crate::signals::Signals;
 use client::Client;
 use client::api::Page;
+use fleet::paths;
 
 /// Where the server is.
 const URL: &str = "SANDFORGE_URL";
@@ -25,49 +26,53 @@ const KEY: &str = "SANDFORGE_KEY";
 
 /// A way to a server.
 #[derive(Debug)]
-pub(crate) struct Connection {
-    pub(crate) client: Client,
+struct Connection {
+    client: Client,
+    /// The server, where it is in this process.
+    local: Option<Local>,
 }
 
 impl Connection {
     /// Finds the server. Nothing is sent yet.
-    pub(crate) fn open() -> Result<Self, Failure> {
-        Self::find()?.ok_or_else(|| {
-            Failure::new(Kind::Unavailable, "no server runs").help("start one: sandforge serve")
-        })
-    }
-
-    /// The server, where there is one.
-    pub(crate) fn find() -> Result<Option<Self>, Failure> {
-        let builder = Client::builder();
+    async fn open() -> Result<Self, Failure> {
+        let mut local = None;
         let builder = match variable(URL)? {
             Some(url) => {
                 let authorities = authorities(&url)?;
-                builder.url(url).authorities(authorities)
+                Client::builder().url(url).authorities(authorities)
             }
             None => {
                 let socket = paths::socket();
                 // A socket that nobody listens on any more is as good as none.
-                if UnixStream::connect(&socket).is_err() {
-                    return Ok(None);
+                match UnixStream::connect(&socket) {
+                    Ok(_) => Client::builder().unix_socket(socket),
+                    Err(_) => local.insert(Local::start().await?).builder(),
                 }
-                builder.unix_socket(socket)
             }
         };
         let builder = match variable(TOKEN)? {
-            Some(token) => builder.token(token),
-            None => builder,
+            // Whoever is in this process is its user; a token would only say less.
+            Some(token) if local.is_none() => builder.token(token),
+            _ => builder,
         };
         let builder = match env::var_os(KEY).filter(|path| !path.is_empty()) {
             Some(path) => builder.sign_with(keyfile::read(path.as_ref())?),
             None => builder,
         };
-        let client = builder.build().map_err(|error| Failure::from_client(&error))?;
-        Ok(Some(Self { client }))
+        Ok(Self { client: builder.build()?, local })
+    }
+
+    /// Lets go of it in order.
+    async fn close(self) {
+        drop(self.client);
+        if let Some(local) = self.local {
+            local.stop().await;
+        }
     }
 }
 
-fn variable(name: &str) -> Result<Option<String>, Failure> {
+/// A variable of our own environment; one that is empty is as good as none.
+pub(crate) fn variable(name: &str) -> Result<Option<String>, Failure> {
     env::var_os(name)
         .filter(|value| !value.is_empty())
         .map(OsString::into_string)
@@ -99,8 +104,10 @@ pub(crate) fn with_server<T>(
 ) -> Result<T, Failure> {
     crate::command::block_on(async {
         let mut signals = Signals::catch()?;
-        let connection = Connection::open()?;
-        work(&connection.client, &mut signals).await
+        let connection = signals.unless_asked(Connection::open()).await??;
+        let done = work(&connection.client, &mut signals).await;
+        connection.close().await;
+        done
     })
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use supervisor::{Guest, Input, LinkError, Process, Sandbox};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use wire::envelope::TaskDigest;
 use wire::op::{Exec, ExecReply, Operation, Resize, Signal, WindowSize};
 
 use crate::exit;
@@ -224,9 +225,9 @@ pub(crate) async fn run(
     exec: &Exec,
     sinks: &mut Sinks,
     signals: &mut Signals,
-) -> Result<(Option<ExecReply>, String), Failure> {
+) -> Result<(Option<ExecReply>, TaskDigest), Failure> {
     let process = sandbox.guest().exec(exec).map_err(link_failure)?;
-    let digest = process.digest().to_string();
+    let digest = process.digest();
     let control =
         InGuest { guest: sandbox.guest(), process: exec.process.clone(), stdin: process.stdin() };
     let ended = drain(process, sinks);

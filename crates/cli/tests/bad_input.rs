@@ -273,7 +273,7 @@ fn a_name_that_could_be_a_path_is_refused() {
 
 #[test]
 fn an_unknown_machine_is_told() {
-    let message = "there is no sandbox \"nope\"; `sandforge ls` lists those that were kept";
+    let message = "there is no sandbox \"nope\"";
     Call::new(["exec", "nope", "true"]).private().output().exits(125).says(message);
     Call::new(["rm", "nope"]).private().output().exits(3).says(message);
 }
@@ -351,4 +351,52 @@ fn a_cache_that_cannot_be_used_is_told() {
     call.output().exits(125).says("/proc/nonexistent");
     let call = Call::new(["run", "true"]).env("XDG_CACHE_HOME", "").env("HOME", "");
     call.output().exits(125).says("set XDG_CACHE_HOME or HOME");
+}
+
+#[test]
+fn a_url_that_is_not_https_is_refused() {
+    let (_directory, ca) = file("ca.pem", "");
+    Call::new(["ls"])
+        .private()
+        .env("SANDFORGE_URL", "http://localhost:8585")
+        .env("SANDFORGE_CA", &ca)
+        .output()
+        .exits(2)
+        .says("only https:// is spoken over a network");
+}
+
+#[test]
+fn a_server_without_a_certificate_to_trust_is_not_called() {
+    Call::new(["exec", "box", "true"])
+        .private()
+        .env("SANDFORGE_URL", "https://localhost:8585")
+        .env("SANDFORGE_CA", "/nonexistent/ca.pem")
+        .output()
+        .exits(125)
+        .says("cannot read \"/nonexistent/ca.pem\"")
+        .says("sandforge serve --print-ca");
+}
+
+#[test]
+fn a_filter_that_there_is_not_is_refused() {
+    Call::new(["ls", "--filter", "colour=red"])
+        .private()
+        .output()
+        .exits(2)
+        .says("--filter \"colour=red\" is not known")
+        .says("state=STATE");
+}
+
+#[test]
+fn an_address_without_numbers_is_refused() {
+    sandforge(["serve", "--listen", "localhost:8585"])
+        .exits(2)
+        .says("\"localhost:8585\" is not an address with a port");
+}
+
+#[test]
+fn a_mistake_in_a_policy_is_told_with_its_line() {
+    let (_directory, path) = file("policy.toml", "[commands]\ndney = [\"git push **\"]\n");
+    let arguments = ["policy", "check", "--file", text(&path), "exec", "--", "git", "push"];
+    sandforge(arguments).exits(2).says("policy.toml:2:").says("deny");
 }

@@ -63,6 +63,23 @@ fn doctor_says_in_json_what_it_says_in_words() {
 }
 
 #[test]
+fn a_policy_is_asked_without_a_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("policy.toml");
+    std::fs::write(&file, "[commands]\ndeny = [\"git push **\"]\n").unwrap();
+    let ask = |command: &[&str]| {
+        let file = file.to_str().unwrap();
+        sandforge([&["policy", "check", "--json", "--file", file], command].concat())
+    };
+    let denied = ask(&["exec", "--", "git", "push", "origin"]).exits(1).json();
+    assert_eq!(denied["allowed"], json!(false));
+    assert_eq!(denied["rule"]["line"], json!(2));
+    assert!(denied["remedy"].is_string(), "{denied}");
+    assert_eq!(ask(&["exec", "--", "git", "pull"]).exits(0).json()["allowed"], json!(true));
+    assert_eq!(ask(&["create", "--memory", "1g"]).exits(0).json()["allowed"], json!(true));
+}
+
+#[test]
 fn a_reader_that_has_gone_is_no_failure() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_sandforge"))
         .args(["completions", "zsh"])

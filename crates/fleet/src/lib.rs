@@ -41,7 +41,7 @@ pub use exec::Feed;
 pub use files::{Download, Upload, Watch};
 pub use idempotency::{Guard, Idempotent, Stored};
 pub use manager::Manager;
-pub use run::{Run, RunRequest};
+pub use run::{Run, RunMount, RunRequest};
 pub use task::{Output, Stdin, Stream, Task};
 
 /// Why a fleet cannot be opened.

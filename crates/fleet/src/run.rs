@@ -1,6 +1,6 @@
 //! A sandbox for one command, in the process that asked for it: `sandforge run`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use access::Caller;
@@ -10,7 +10,7 @@ use api::{
 };
 use serde_json::json;
 use supervisor::wire::op;
-use supervisor::{ImageRef, Observer, SandboxSpec};
+use supervisor::{Hidden, ImageRef, Observer, SandboxSpec};
 
 use crate::config::Provenance;
 use crate::exec::Ended;
@@ -39,6 +39,32 @@ pub struct RunRequest {
     pub keep: bool,
 }
 
+/// A mount of the request, as policy decided about it.
+#[derive(Debug)]
+pub struct RunMount {
+    host: HostPath,
+    hidden: Option<Hidden>,
+}
+
+impl RunMount {
+    fn new(mount: Mounted) -> Self {
+        let Mounted { host, masks, .. } = mount;
+        let hidden =
+            masks.map(|masks| Hidden::new(move |relative: &Path| masks.hides(relative)));
+        Self { host, hidden }
+    }
+
+    /// Where it is.
+    pub fn host(&self) -> &HostPath {
+        &self.host
+    }
+
+    /// What of it must not go in.
+    pub fn hidden(&self) -> Option<Hidden> {
+        self.hidden.clone()
+    }
+}
+
 /// A sandbox that is its caller's. Dropping it takes the machine away, and the next process that
 /// opens the state writes that down.
 #[derive(Debug)]
@@ -46,7 +72,7 @@ pub struct Run {
     manager: std::sync::Arc<Manager>,
     seat: std::sync::Arc<Seat>,
     sandbox: supervisor::Sandbox,
-    mounts: Vec<HostPath>,
+    mounts: Vec<RunMount>,
     process: Process,
     entry: audit::Entry,
     begun: Instant,
@@ -147,7 +173,7 @@ impl Manager {
             .decided(&reference, AuditDecision::Allowed, "accepted")
             .with_detail("process", process.process.clone());
         self.run_arrived(&seat, &sandbox, process.clone(), entry.clone()).await?;
-        let mounts = mounts.into_iter().map(|mount: Mounted| mount.host).collect();
+        let mounts = rules::with_masks(mounts, &decision).into_iter().map(RunMount::new).collect();
         Ok(Run { manager: self.arc(), seat, sandbox, mounts, process, entry, begun })
     }
 
@@ -259,8 +285,8 @@ impl Run {
     }
 
     /// What policy decided about, in the order of the request's mounts: copy from
-    /// [`HostPath::handle`], after [`HostPath::recheck`].
-    pub fn mounts(&self) -> &[HostPath] {
+    /// [`HostPath::handle`], after [`HostPath::recheck`], without what is [`RunMount::hidden`].
+    pub fn mounts(&self) -> &[RunMount] {
         &self.mounts
     }
 

@@ -188,7 +188,7 @@ impl Supervisor {
         observer: &mut dyn Observer,
     ) -> Result<Plan<'_>, Error> {
         let begun = Instant::now();
-        check(&spec)?;
+        spec.check()?;
         let engine =
             choice::choose(&self.engines, spec.engine.as_deref(), spec.min_isolation, observer)
                 .await?;
@@ -361,25 +361,31 @@ async fn alive<T>(
     }
 }
 
-fn check(spec: &SandboxSpec) -> Result<(), Error> {
-    if let Some(name) = &spec.name {
-        check_name(name)?;
+impl SandboxSpec {
+    /// Looks at what can be told without an engine: the name, and the memory of this host.
+    ///
+    /// # Errors
+    /// `Request`.
+    pub fn check(&self) -> Result<(), Error> {
+        if let Some(name) = &self.name {
+            check_name(name)?;
+        }
+        if self.memory_mb < LEAST_MEMORY_MB {
+            return Err(Error::Request(format!(
+                "{} MB of memory are too few: a guest needs {LEAST_MEMORY_MB} MB at least",
+                self.memory_mb
+            )));
+        }
+        let info = rustix::system::sysinfo();
+        let host_mb = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)) >> 20;
+        if u64::from(self.memory_mb) > host_mb {
+            return Err(Error::Request(format!(
+                "{} MB of memory were asked for, and this machine has {host_mb} MB: lower --memory",
+                self.memory_mb
+            )));
+        }
+        Ok(())
     }
-    if spec.memory_mb < LEAST_MEMORY_MB {
-        return Err(Error::Request(format!(
-            "{} MB of memory are too few: a guest needs {LEAST_MEMORY_MB} MB at least",
-            spec.memory_mb
-        )));
-    }
-    let info = rustix::system::sysinfo();
-    let host_mb = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)) >> 20;
-    if u64::from(spec.memory_mb) > host_mb {
-        return Err(Error::Request(format!(
-            "{} MB of memory were asked for, and this machine has {host_mb} MB: lower --memory",
-            spec.memory_mb
-        )));
-    }
-    Ok(())
 }
 
 /// Names are file names and kernel parameters, so they are plain.
@@ -430,7 +436,7 @@ mod tests {
     #[test]
     fn a_guest_larger_than_the_host_is_refused() {
         let spec = SandboxSpec { memory_mb: u32::MAX, ..SandboxSpec::default() };
-        let error = check(&spec).unwrap_err();
+        let error = spec.check().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains("--memory"), "{error}");
     }

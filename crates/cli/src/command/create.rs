@@ -168,7 +168,7 @@ pub(crate) fn mount(text: &OsString) -> Result<Mount, Failure> {
     Ok(Mount { host_path: absolute(&host)?, guest_path: guest, read_only })
 }
 
-fn absolute(path: &Path) -> Result<String, Failure> {
+pub(crate) fn absolute(path: &Path) -> Result<String, Failure> {
     let failed = |why: &str| Failure::usage(format!("{path:?} {why}"));
     let path = std::path::absolute(path).map_err(|error| failed("is no path").because(&error))?;
     PathBuf::into_os_string(path).into_string().map_err(|_| failed("is not UTF-8"))

@@ -7,7 +7,7 @@ use client::Client;
 use client::api::Process;
 
 use super::Context;
-use crate::connection::{self, Connection};
+use crate::connection;
 use crate::exit;
 use crate::failure::Failure;
 use crate::filter;
@@ -54,11 +54,8 @@ impl ExecArgs {
 
     pub(crate) fn run(self, context: &Context) -> Result<u8, Failure> {
         let json = self.task.json();
-        // A server names the process itself.
-        let task = self.task.prepare(super::local::process_name())?;
-        if !self.detach && Connection::find()?.is_none() {
-            return super::block_on(super::local::exec(&self.name, task, context));
-        }
+        // The server names the process; this name goes nowhere.
+        let task = self.task.prepare("p1".into())?;
         let exec = client::api::Exec { name: self.process, ..remote::exec(task.exec.clone())? };
         if self.detach {
             let process: Process = connection::ask(async |client| {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use client::api::{ListSandboxes, Sandbox, State, Timestamp};
 
-use crate::connection::{self, Connection, all};
+use crate::connection::{self, all};
 use crate::failure::Failure;
 use crate::filter;
 
@@ -68,9 +68,6 @@ impl ListArgs {
     }
 
     pub(crate) fn run(&self) -> Result<u8, Failure> {
-        if Connection::find()?.is_none() {
-            return super::local::list(self.json);
-        }
         let query = self.query()?;
         if self.watch {
             return self.watch(&query);

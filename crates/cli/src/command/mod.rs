@@ -13,11 +13,11 @@ pub(crate) mod inspect;
 pub(crate) mod key;
 pub(crate) mod lifecycle;
 pub(crate) mod list;
-mod local;
 pub(crate) mod logs;
 pub(crate) mod policy;
 pub(crate) mod remove;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod stats;
 pub(crate) mod token;
 pub(crate) mod version;
@@ -64,6 +64,7 @@ pub(crate) fn run(arguments: Arguments, begun: Instant) -> ExitCode {
         Command::Rm(args) => args.run(),
         Command::Stats(args) => args.run(),
         Command::Events(args) => args.run(),
+        Command::Serve(args) => args.run(&context),
         Command::Token(args) => args.run(&context),
         Command::Key(args) => args.run(&context),
         Command::Policy(args) => args.run(),
@@ -122,14 +123,14 @@ fn print_json_more(value: &impl Serialize) -> Result<bool, Failure> {
     print_more(&format!("{text}\n"))
 }
 
-fn supervisor() -> Result<Supervisor, Failure> {
+pub(crate) fn supervisor() -> Result<Supervisor, Failure> {
     // The link in /proc is the program that runs, whatever lies at its path meanwhile.
     let launcher =
         Launcher { program: "/proc/self/exe".into(), arguments: vec![crate::LAUNCH.into()] };
     Supervisor::new(launcher).map_err(|error| supervisor_failure(&error))
 }
 
-fn supervisor_failure(error: &supervisor::Error) -> Failure {
+pub(crate) fn supervisor_failure(error: &supervisor::Error) -> Failure {
     use supervisor::ErrorKind;
     let kind = match error.kind() {
         ErrorKind::Usage => Kind::Usage,

@@ -3,7 +3,7 @@
 use clap::Args;
 use client::api::ListSandboxes;
 
-use crate::connection::{self, Connection, all};
+use crate::connection::{self, all};
 use crate::failure::Failure;
 
 /// Remove sandboxes, with all that is in them
@@ -24,9 +24,6 @@ pub(crate) struct RemoveArgs {
 
 impl RemoveArgs {
     pub(crate) fn run(&self) -> Result<u8, Failure> {
-        if !self.all && Connection::find()?.is_none() {
-            return super::block_on(super::local::remove(&self.names));
-        }
         connection::ask(async |client| {
             let names = match self.all {
                 false => self.names.clone(),

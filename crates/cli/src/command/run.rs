@@ -5,13 +5,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use access::Caller;
 use clap::Args;
+use client::api::CreateSandbox;
+use fleet::{Manager, Provenance, Run, RunMount, RunRequest};
 use supervisor::{CopyIn, CopyOut, CopySummary, ImageRef, Isolation, Sandbox, SandboxSpec};
+use wire::envelope::TaskDigest;
 use wire::op::ExecReply;
+use wire::text::Secret;
 
 use super::Context;
+use crate::embedded;
 use crate::exit;
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::progress::{Line, Verbosity};
 use crate::report::{Exit, Report, Timings, milliseconds};
 use crate::session::{self, Sinks};
@@ -151,6 +157,22 @@ struct Files {
     out: Option<(PathBuf, CopyOut)>,
 }
 
+impl Files {
+    /// What of the host goes in, as policy is asked about it, in the order in which it is copied.
+    fn mounts(&self) -> Result<Vec<client::api::Mount>, Failure> {
+        let workspace = self.workspace.iter().map(|host| (host, WORKSPACE, false));
+        let mounts = self.mounts.iter().map(|one| (&one.host, one.guest.as_str(), one.read_only));
+        let mount = |(host, guest, read_only): (&PathBuf, &str, bool)| {
+            Ok(client::api::Mount {
+                host_path: super::create::absolute(host)?,
+                guest_path: guest.to_owned(),
+                read_only,
+            })
+        };
+        workspace.chain(mounts).map(mount).collect()
+    }
+}
+
 impl FileArgs {
     /// Looks at every path before anything is started for it.
     fn check(self) -> Result<Files, Failure> {
@@ -217,64 +239,129 @@ impl RunArgs {
     }
 
     pub(crate) fn run(self, context: &Context) -> Result<u8, Failure> {
-        let image = self.machine.image.map(|image| match image.to_str() {
-            Some(text) => text.parse().unwrap_or_default(),
-            None => ImageRef::Path(image.into()),
-        });
+        let image = self.machine.image.map(image).transpose()?;
         let spec = SandboxSpec {
-            name: self.machine.name,
-            cpus: self.machine.cpu,
+            name: self.machine.name.clone(),
             memory_mb: self.machine.memory,
-            image,
-            kernel: self.machine.kernel,
-            engine: self.machine.engine,
-            min_isolation: self.machine.min_isolation,
-            keep: self.machine.keep,
-            console: self.machine.console,
             ..SandboxSpec::default()
         };
+        spec.check().map_err(|error| super::supervisor_failure(&error))?;
         let files = self.files.check()?;
         let task = self.task.prepare("p1".into())?;
-        super::block_on(run(spec, files, task, context))
+        let request = RunRequest {
+            sandbox: CreateSandbox {
+                name: self.machine.name,
+                image,
+                cpu: self.machine.cpu,
+                memory_mb: Some(self.machine.memory),
+                engine: self.machine.engine,
+                min_isolation: self.machine.min_isolation.map(tier),
+                mounts: files.mounts()?,
+                ..CreateSandbox::default()
+            },
+            exec: asked(&task.exec),
+            kernel: self.machine.kernel,
+            console: self.machine.console,
+            keep: self.machine.keep,
+        };
+        super::block_on(run(request, files, task, context))
+    }
+}
+
+/// The name of an image as it is; a path absolute, as policy has to see it.
+fn image(image: OsString) -> Result<String, Failure> {
+    let path = match image.to_str().map(str::parse) {
+        Some(Ok(ImageRef::Path(path))) => path,
+        Some(_) => return Ok(image.to_string_lossy().into_owned()),
+        None => PathBuf::from(image),
+    };
+    fs::metadata(&path).map_err(|error| {
+        Failure::usage(format!("cannot open the image {}: {error}", path.display()))
+    })?;
+    super::create::absolute(&path)
+}
+
+fn tier(isolation: Isolation) -> client::api::Isolation {
+    match isolation {
+        Isolation::Process => client::api::Isolation::Process,
+        Isolation::Emulated => client::api::Isolation::Emulated,
+        Isolation::Vm => client::api::Isolation::Vm,
+    }
+}
+
+/// The command as policy and the audit log see it: names and times as near as they can tell them.
+/// What runs is the command itself.
+fn asked(exec: &wire::op::Exec) -> client::api::Exec {
+    client::api::Exec {
+        cwd: exec.cwd.as_ref().map(|cwd| cwd.to_string_lossy()),
+        env: exec.env.keys().map(|name| (name.to_string_lossy(), Secret::default())).collect(),
+        user: exec.user.as_ref().map(|user| user.to_string_lossy()),
+        stdin: exec.stdin,
+        tty: exec.tty.map(Into::into),
+        timeout_sec: exec.timeout_ms.map(|ms| ms.div_ceil(1000)),
+        ..client::api::Exec::new(exec.command.clone())
     }
 }
 
 async fn run(
-    spec: SandboxSpec,
+    request: RunRequest,
     files: Files,
     task: Task,
     context: &Context,
 ) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
     let mut line = Line::new(context.verbosity);
-    let keep = spec.keep;
-    let supervisor = super::supervisor()?;
-    let mut sandbox = signals
-        .unless_asked(supervisor.create(spec, &mut line))
-        .await?
-        .map_err(|error| super::supervisor_failure(&error))?;
+    let manager = signals.unless_asked(embedded::manager()).await??;
+    let done = with_manager(&manager, request, files, task, context, &mut line, &mut signals).await;
+    line.clear();
+    manager.shutdown(embedded::DEADLINE).await;
+    done
+}
+
+async fn with_manager(
+    manager: &Manager,
+    request: RunRequest,
+    files: Files,
+    task: Task,
+    context: &Context,
+    line: &mut Line,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    let keep = request.keep;
+    let name = request.sandbox.name.clone();
+    let caller = Caller::local(rustix::process::getuid().as_raw());
+    let by = Provenance { remote: "run".into(), ..Provenance::default() };
+    let making = manager.run(&caller, request, &by, line);
+    let mut run = signals.unless_asked(making).await?.map_err(|error| fleet_failure(&error))?;
 
     let mut timings = Timings::default();
-    let done = in_sandbox(&mut sandbox, &files, &task, &mut line, &mut signals, &mut timings).await;
+    let done = in_sandbox(&mut run, &files, &task, line, signals, &mut timings).await;
     line.clear();
-    let (id, name) = (sandbox.id().to_owned(), sandbox.name().to_owned());
+    let id = run.id().to_owned();
+    let name = name.unwrap_or_else(|| id.clone());
+    let sandbox = run.sandbox();
     let (engine, isolation) = (sandbox.engine().to_owned(), sandbox.isolation().to_string());
     let up = *sandbox.timings();
     // Even if its results could not be taken: they are still in there.
     let kept = keep && done.is_ok();
+    let (reply, digest) = match &done {
+        Ok(done) => (done.reply.clone(), Some(done.digest.0)),
+        Err(_) => (None, None),
+    };
     if kept {
-        sandbox.leave();
+        run.leave(reply, digest).await.map_err(|error| fleet_failure(&error))?;
     } else {
         // Whatever else went wrong is more interesting than how the machine was taken away.
-        let teardown = signals.unless_asked(sandbox.destroy()).await;
+        let teardown = signals.unless_asked(run.finish(reply, digest)).await;
         if let Ok(Ok(teardown)) = &teardown {
             timings.teardown_ms = teardown.teardown_ms;
         }
         if done.is_ok() {
-            teardown?.map_err(|error| super::supervisor_failure(&error))?;
+            teardown?.map_err(|error| fleet_failure(&error))?;
         }
     }
     let Done { reply, digest, sinks, collected } = done?;
+    let digest = digest.to_string();
     let Some(reply) = reply else {
         return Ok(exit::of_signal(exit::PIPE));
     };
@@ -287,7 +374,7 @@ async fn run(
         total_ms: milliseconds(context.begun.elapsed()),
         ..timings
     };
-    task.tell(&mut line, &reply);
+    task.tell(line, &reply);
     if kept {
         line.notice(&format!("{name} is kept: sandforge exec {name} COMMAND, sandforge rm {name}"));
     }
@@ -326,14 +413,21 @@ async fn run(
 struct Done {
     /// Nothing where nobody reads our output any more.
     reply: Option<ExecReply>,
-    digest: String,
+    digest: TaskDigest,
     sinks: Sinks,
     /// Whether what it left was brought out.
     collected: Result<(), Failure>,
 }
 
+fn fleet_failure(error: &fleet::Error) -> Failure {
+    match error {
+        fleet::Error::Supervisor(error) => super::supervisor_failure(error),
+        other => Failure::from_problem(&other.problem()),
+    }
+}
+
 async fn in_sandbox(
-    sandbox: &mut Sandbox,
+    run: &mut Run,
     files: &Files,
     task: &Task,
     line: &mut Line,
@@ -341,39 +435,70 @@ async fn in_sandbox(
     timings: &mut Timings,
 ) -> Result<Done, Failure> {
     let begun = Instant::now();
-    signals.unless_asked(copy_in(sandbox, files, line)).await??;
+    signals.unless_asked(copy_in(run, files, line)).await??;
     timings.workspace_ms = milliseconds(begun.elapsed());
     line.clear();
 
     let begun = Instant::now();
     let mut sinks = task.sinks()?;
-    let (reply, digest) = session::run(sandbox, &task.exec, &mut sinks, signals).await?;
+    let (reply, digest) = session::run(run.sandbox_mut(), &task.exec, &mut sinks, signals).await?;
     timings.exec_ms = milliseconds(begun.elapsed());
     let Some(reply) = reply else {
         return Ok(Done { reply: None, digest, sinks, collected: Ok(()) });
     };
 
     let begun = Instant::now();
-    let collected =
-        signals.unless_asked(copy_out(sandbox, files, line)).await.and_then(std::convert::identity);
+    let collected = signals
+        .unless_asked(copy_out(run.sandbox(), files, line))
+        .await
+        .and_then(std::convert::identity);
     timings.collect_ms = milliseconds(begun.elapsed());
     line.clear();
     Ok(Done { reply: Some(reply), digest, sinks, collected })
 }
 
-async fn copy_in(sandbox: &Sandbox, files: &Files, line: &mut Line) -> Result<(), Failure> {
+/// Copies what policy has decided about, by the very descriptors that it decided about.
+async fn copy_in(run: &Run, files: &Files, line: &mut Line) -> Result<(), Failure> {
     let for_sync_back = matches!(files.out, Some((_, CopyOut { back: true, .. })));
     let options = CopyIn { gitignore: files.gitignore, ..CopyIn::default() };
+    let mut sources = run.mounts().iter();
+    let mut source = |host: &Path| {
+        let source = sources.next();
+        source.ok_or_else(|| Failure::failed(format!("{host:?} was not decided about")))
+    };
     if let Some(workspace) = &files.workspace {
         let options = CopyIn { for_sync_back, ..options };
-        let copied = sandbox.copy_in(workspace, WORKSPACE, options, line).await;
-        tell_held_back(line, &copied.map_err(|error| super::supervisor_failure(&error))?);
+        copy_one(run, workspace, source(workspace)?, WORKSPACE, options, line).await?;
     }
     for Mount { host, guest, read_only } in &files.mounts {
         let options = CopyIn { read_only: *read_only, ..options };
-        let copied = sandbox.copy_in(host, guest, options, line).await;
-        tell_held_back(line, &copied.map_err(|error| super::supervisor_failure(&error))?);
+        copy_one(run, host, source(host)?, guest, options, line).await?;
     }
+    Ok(())
+}
+
+async fn copy_one(
+    run: &Run,
+    host: &Path,
+    source: &RunMount,
+    guest: &str,
+    options: CopyIn,
+    line: &mut Line,
+) -> Result<(), Failure> {
+    source.host().recheck().map_err(|error| {
+        Failure::new(Kind::Denied, format!("{host:?} is not what policy allowed")).because(&error)
+    })?;
+    let handle = source.host().handle();
+    let copied =
+        run.sandbox().copy_in_without(&handle, guest, options, source.hidden(), line).await;
+    // The handle's name means nothing to anybody else.
+    let named = |text: &str| text.replace(&*handle.to_string_lossy(), &host.to_string_lossy());
+    let copied = copied.map_err(|error| {
+        let failure = super::supervisor_failure(&error);
+        let causes = failure.causes.iter().map(|cause| named(cause)).collect();
+        Failure { message: named(&failure.message), causes, ..failure }
+    })?;
+    tell_held_back(line, &copied);
     Ok(())
 }
 

@@ -29,7 +29,15 @@ impl Call {
     pub(crate) fn new<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sandforge"));
         command.args(arguments);
-        for variable in ["SANDFORGE_IMAGE", "SANDFORGE_ENGINE", "SANDFORGE_MIN_ISOLATION"] {
+        for variable in [
+            "SANDFORGE_IMAGE",
+            "SANDFORGE_ENGINE",
+            "SANDFORGE_MIN_ISOLATION",
+            "SANDFORGE_URL",
+            "SANDFORGE_TOKEN",
+            "SANDFORGE_CA",
+            "SANDFORGE_KEY",
+        ] {
             command.env_remove(variable);
         }
         Self { command, stdin: None, open_stdin: false, private: None }
@@ -68,8 +76,8 @@ impl Call {
         self
     }
 
-    /// With an empty cache and an empty runtime directory of its own: no image is there, and
-    /// nothing that others keep.
+    /// With empty directories of its own: no image is there, no record, and nothing that others
+    /// keep.
     pub(crate) fn private(self) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut call = self.private_in(directory.path());
@@ -77,11 +85,14 @@ impl Call {
         call
     }
 
-    /// With cache and runtime directory in this one, which several calls may share.
+    /// With all directories of ours in this one, which several calls may share.
     pub(crate) fn private_in(self, path: &Path) -> Self {
         let (cache, runtime) = (path.join("cache"), path.join("run"));
         std::fs::create_dir_all(&runtime).unwrap();
-        self.env("XDG_CACHE_HOME", cache).env("XDG_RUNTIME_DIR", runtime)
+        self.env("XDG_CACHE_HOME", cache)
+            .env("XDG_RUNTIME_DIR", runtime)
+            .env("XDG_DATA_HOME", path.join("data"))
+            .env("XDG_CONFIG_HOME", path.join("config"))
     }
 
     /// Starts it and leaves it to the caller.

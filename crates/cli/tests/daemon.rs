@@ -1,0 +1,432 @@
+//! The command with a server behind it: what its users see of sandboxes that stay, and of what
+//! is refused.
+//!
+//! Sandboxes are those of the engine `process`, which needs no image. Where that does not run,
+//! nothing here does, and says so.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use support::{Call, Output};
+use tempfile::{TempDir, tempdir};
+
+const POLICY: &str = "\
+[commands]
+deny = [\"git push **\"]
+
+[isolation]
+minimum = \"process\"
+";
+
+/// A server of its own, with directories of its own, that ends with the test.
+struct Server {
+    directory: TempDir,
+    child: Child,
+}
+
+/// A call whose directories are below this one.
+fn call_in(directory: &Path, arguments: &[&str]) -> Call {
+    Call::new(arguments)
+        .private_in(directory)
+        .env("SANDFORGE_ENGINE", "process")
+        .env("SANDFORGE_MIN_ISOLATION", "process")
+}
+
+/// Whether sandboxes without a machine can be made here.
+fn possible() -> bool {
+    let report = Call::new(["doctor", "--json"]).private().output().json();
+    let engines = report["engines"].as_array().expect("a list");
+    let found =
+        engines.iter().any(|engine| engine["name"] == "process" && engine["verdict"] == "usable");
+    if !found {
+        eprintln!("not run on engine process: it does not work here");
+    }
+    found
+}
+
+impl Server {
+    fn start(flags: &[&str]) -> Self {
+        Self::start_with(flags, |call| call)
+    }
+
+    fn start_with(flags: &[&str], more: impl FnOnce(Call) -> Call) -> Self {
+        let directory = tempdir().unwrap();
+        let config = directory.path().join("config/sandforge");
+        fs::create_dir_all(&config).unwrap();
+        fs::write(config.join("policy.toml"), POLICY).unwrap();
+        let child = start(directory.path(), flags, more);
+        Self { directory, child }
+    }
+
+    fn call(&self, arguments: &[&str]) -> Call {
+        call_in(self.directory.path(), arguments)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.call(arguments).output()
+    }
+
+    fn create(&self, name: &str) {
+        self.run(&["-q", "create", "--name", name]).exits(0).prints(format!("{name}\n"));
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("run/sandforge/api.sock")
+    }
+}
+
+/// Starts a server and waits until it serves.
+fn start(directory: &Path, flags: &[&str], more: impl FnOnce(Call) -> Call) -> Child {
+    let mut child = more(call_in(directory, &["serve"]).arguments(flags)).spawn();
+    let mut lines = BufReader::new(child.stderr.take().expect("it is a pipe"));
+    let mut said = String::new();
+    while !said.contains("serving on /") {
+        let before = said.len();
+        lines.read_line(&mut said).unwrap();
+        assert_ne!(said.len(), before, "it ended: {said}");
+    }
+    // A pipe that nobody reads would stop it one day.
+    thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+    child
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // What a test left would outlive the server, as it should.
+        let removed = self.run(&["rm", "--all"]);
+        assert!(removed.status == Some(0) || thread::panicking(), "{removed}");
+        let pid = Pid::from_child(&self.child);
+        let _ = kill_process(pid, Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_sandbox_is_made_used_and_removed() {
+    if !possible() {
+        return;
+    }
+    let server = Server::start(&["--listen", "none"]);
+    server.create("box");
+    server.run(&["-q", "exec", "box", "echo hello > note; exit 3"]).exits(3);
+    server.run(&["-q", "exec", "box", "cat", "note"]).exits(0).prints("hello\n");
+    let list = server.run(&["ls", "--json"]).exits(0).json();
+    assert_eq!(list[0]["name"], json!("box"));
+    assert_eq!(list[0]["state"], json!("ready"));
+    let table = String::from_utf8(server.run(&["ls"]).exits(0).stdout).unwrap();
+    assert!(table.starts_with("NAME ") && table.contains("\nbox "), "{table}");
+    let text = String::from_utf8(server.run(&["inspect", "box"]).exits(0).stdout).unwrap();
+    assert!(text.contains("name         box\n") && text.contains("allowed by"), "{text}");
+    server.run(&["rm", "box"]).exits(0);
+    server.run(&["ls", "--json"]).exits(0).prints("[]\n");
+    server.run(&["inspect", "box"]).exits(3).says("there is no sandbox \"box\"");
+}
+
+#[test]
+fn a_pipe_reaches_the_command_and_its_output_comes_back_whole() {
+    if !possible() {
+        return;
+    }
+    let server = Server::start(&["--listen", "none"]);
+    server.create("box");
+    let lines = "line\n".repeat(100_000);
+    let call = server.call(&["-q", "exec", "box", "cat; echo err >&2"]).stdin(lines.clone());
+    let output = call.output().exits(0).prints(lines);
+    assert_eq!(output.stderr, "err\n");
+    let report = server.run(&["exec", "--json", "box", "printf '\\377'; exit 4"]).exits(4).json();
+    assert_eq!(report["exit"], json!({"code": 4, "result": "exited", "signal": null}));
+    assert_eq!(report["stdout"], json!({"base64": "/w=="}));
+    assert_eq!(report["name"], json!("box"));
+}
+
+#[test]
+fn the_ends_of_a_command_have_their_statuses() {
+    if !possible() {
+        return;
+    }
+    let server = Server::start(&["--listen", "none"]);
+    server.create("box");
+    server.run(&["-q", "exec", "box", "--", "nosuch"]).exits(127).says("no such command");
+    server.run(&["-q", "exec", "box", "kill -TERM $$"]).exits(143);
+    server.run(&["-q", "exec", "--timeout", "1", "box", "sleep 100"]).exits(124).says("timed out");
+    server.run(&["exec", "nope", "true"]).exits(125).says("there is no sandbox \"nope\"");
+}
+
+#[test]
+fn a_process_that_was_left_running_is_joined_again() {
+    if !possible() {
+        return;
+    }
+    let server = Server::start(&["--listen", "none"]);
+    server.create("box");
+    let line = "echo first; until test -e go; do sleep 0.05; done; echo last; exit 5";
+    let arguments = ["-q", "exec", "--detach", "--process", "job", "box", line];
+    server.run(&arguments).exits(0).prints("job\n");
+    let joined = server.call(&["-q", "attach", "box", "job"]).spawn();
+    server.run(&["-q", "exec", "box", "touch go"]).exits(0);
+    let output = joined.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    assert_eq!(output.stdout, b"first\nlast\n");
+    let processes = server.run(&["inspect", "box", "--processes", "--json"]).exits(0).json();
+    let job = processes.as_array().unwrap().iter().find(|one| one["process"] == "job").unwrap();
+    assert_eq!(job["exit_code"], json!(5));
+}
+
+#[test]
+fn files_and_directories_are_copied_both_ways() {
+    if !possible() {
+        return;
+    }
+    let server = Server::start(&["--listen", "none"]);
+    server.create("box");
+    let here = tempdir().unwrap();
+    let path = |name: &str| here.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir_all(here.path().join("tree/sub")).unwrap();
+    fs::write(here.path().join("tree/sub/a"), "a\n").unwrap();
+    fs::write(here.path().join("tree/b"), vec![7; 300_000]).unwrap();
+
+    server.run(&["cp", &path("tree"), "box:/workspace/copy"]).exits(0);
+    server
+        .run(&["-q", "exec", "box", "cat copy/sub/a; wc -c < copy/b"])
+        .exits(0)
+        .prints("a\n300000\n");
+    server.run(&["cp", &path("tree/b"), "box:/workspace/"]).exits(0);
+    server.run(&["-q", "exec", "box", "wc -c < b"]).exits(0).prints("300000\n");
+
+    server.run(&["cp", "box:/workspace/copy", &path("back")]).exits(0);
+    assert_eq!(fs::read(here.path().join("back/sub/a")).unwrap(), b"a\n");
+    server.run(&["cp", "box:/workspace/copy/sub/a", &path("back")]).exits(0);
+    assert_eq!(fs::read(here.path().join("back/a")).unwrap(), b"a\n");
+
+    server.call(&["cp", "-", "box:/workspace/in"]).stdin("from a pipe").output().exits(0);
+    server.run(&["cp", "box:/workspace/in", "-"]).exits(0).prints("from a pipe");
+    server.run(&["cp", "box:/nope", &path("x")]).exits(3);
+    server.run(&["cp", &path("tree"), &path("x")]).exits(2).says("must be in a sandbox");
+}
+
+#[test]
+fn what_a_sandbox_uses_and_what_happened_is_told() {
+    if !possible() {
+        return;
+    }
+    let server = Server::start(&["--listen", "none"]);
+    server.create("box");
+    server.run(&["-q", "exec", "box", "true"]).exits(0);
+    let stats = server.run(&["stats", "--json"]).exits(0).json();
+    assert_eq!(stats[0]["name"], json!("box"));
+    assert!(stats[0]["uptime_ms"].as_u64().is_some(), "{stats}");
+    let events = server.run(&["events", "--since", "0", "--json"]).exits(0);
+    let kinds: Vec<Value> = String::from_utf8(events.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["kind"].clone())
+        .collect();
+    for kind in ["sandbox.created", "sandbox.started", "task.started", "task.ended"] {
+        assert!(kinds.contains(&json!(kind)), "{kind} is not in {kinds:?}");
+    }
+}
+
+#[test]
+fn a_token_does_what_its_role_may() {
+    if !possible() {
+        return;
+    }
+    let listen = free_address();
+    let administrator = "sf_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let server = Server::start_with(&["--listen", &listen], |call| {
+        call.env("SANDFORGE_TOKEN", administrator)
+    });
+    let local = |arguments: &[&str]| server.run(arguments);
+    let token = |role: &str, workspace: &str| {
+        let arguments = ["-q", "token", "create", role, "--role", role, "--workspace", workspace];
+        let output = local(&arguments).exits(0);
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let with = |token: &str, arguments: &[&str]| {
+        server
+            .call(arguments)
+            .env("SANDFORGE_URL", format!("https://{listen}"))
+            .env("SANDFORGE_TOKEN", token)
+            .output()
+    };
+    let (viewer, member, other) =
+        (token("viewer", "team-a"), token("member", "team-a"), token("member", "team-b"));
+    with(&member, &["-q", "create", "--name", "box"]).exits(0);
+    with(&member, &["-q", "exec", "box", "echo hi"]).exits(0).prints("hi\n");
+    assert_eq!(with(&viewer, &["ls", "--json"]).exits(0).json()[0]["name"], json!("box"));
+    with(&viewer, &["exec", "box", "true"]).exits(126).says("exec");
+    with(&other, &["ls", "--json"]).exits(0).prints("[]\n");
+    with(&other, &["inspect", "box"]).exits(3);
+    with("sf_live_wrong", &["ls"]).exits(1);
+    with(administrator, &["token", "ls"]).exits(0);
+    let tokens = local(&["token", "ls", "--json"]).exits(0).json();
+    let id = tokens.as_array().unwrap().iter().find(|one| one["name"] == "viewer").unwrap();
+    local(&["token", "revoke", id["id"].as_str().unwrap()]).exits(0);
+    with(&viewer, &["ls"]).exits(1);
+}
+
+/// An address of this computer that nobody listens on at this moment.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[test]
+fn a_denial_names_its_rule_and_what_would_allow_it() {
+    if !possible() {
+        return;
+    }
+    let server = Server::start(&["--listen", "none"]);
+    server.create("box");
+    let output = server.run(&["exec", "box", "git", "push", "origin"]).exits(126);
+    output.says("cause: rule ").says("policy.toml:2").says("  help: ");
+    let output = server.run(&["policy", "check", "exec", "--", "git", "push"]).exits(1);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("denied: ") && text.contains("policy.toml:2"), "{text}");
+    server.run(&["policy", "check", "exec", "--", "git", "pull"]).exits(0);
+    let tail = server.run(&["audit", "tail", "--denied", "--json"]).exits(0);
+    assert!(String::from_utf8(tail.stdout).unwrap().contains("policy.toml"));
+}
+
+#[test]
+fn a_policy_is_loaded_again_and_a_wrong_one_is_not() {
+    if !possible() {
+        return;
+    }
+    let server = Server::start(&["--listen", "none"]);
+    let file = server.directory.path().join("config/sandforge/policy.toml");
+    fs::write(&file, "[commands]\ndeny = [\"git pull **\"]\n").unwrap();
+    server.run(&["policy", "reload"]).exits(0);
+    server.run(&["policy", "check", "exec", "--", "git", "pull"]).exits(1);
+    fs::write(&file, "[commands]\ndney = []\n").unwrap();
+    let refused = server.run(&["policy", "reload"]);
+    assert_ne!(refused.status, Some(0), "{refused}");
+    server.run(&["policy", "check", "exec", "--", "git", "pull"]).exits(1);
+}
+
+#[test]
+fn the_audit_log_verifies_and_is_exported_as_lines() {
+    if !possible() {
+        return;
+    }
+    let server = Server::start(&["--listen", "none"]);
+    server.create("box");
+    server.run(&["-q", "exec", "box", "-e", "TOKEN=canary", "true"]).exits(0);
+    let verified = server.run(&["audit", "verify"]).exits(0);
+    assert!(String::from_utf8(verified.stdout).unwrap().ends_with("intact\n"));
+    let file = server.directory.path().join("audit.jsonl");
+    server.run(&["audit", "export", "--output", file.to_str().unwrap()]).exits(0);
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.lines().count() >= 2, "{text}");
+    assert!(!text.contains("canary"), "{text}");
+    server.run(&["audit", "export", "--output", file.to_str().unwrap()]).exits(1);
+}
+
+#[test]
+fn sandboxes_outlive_their_server() {
+    if !possible() {
+        return;
+    }
+    let mut server = Server::start(&["--listen", "none"]);
+    server.create("box");
+    server.run(&["-q", "exec", "box", "echo still > note"]).exits(0);
+    kill_process(Pid::from_child(&server.child), Signal::KILL).unwrap();
+    server.child.wait().unwrap();
+    server.child = start(server.directory.path(), &["--listen", "none"], |call| call);
+    server.run(&["-q", "exec", "box", "cat note"]).exits(0).prints("still\n");
+}
+
+/// Passes connections on to a socket, and changes a byte of what goes there: the last one of
+/// `what`, where it first comes.
+fn flipping(to: PathBuf, at: &Path, what: &'static [u8]) {
+    let listener = UnixListener::bind(at).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (Ok(mut near), Ok(mut far)) = (stream, UnixStream::connect(&to)) else { return };
+            let (mut far_out, mut near_out) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            thread::spawn(move || {
+                let _ = std::io::copy(&mut far_out, &mut near_out);
+                let _ = near_out.shutdown(Shutdown::Write);
+            });
+            thread::spawn(move || {
+                let mut piece = [0; 64 << 10];
+                while let Ok(count @ 1..) = near.read(&mut piece) {
+                    let piece = &mut piece[..count];
+                    let found = piece.windows(what.len()).position(|window| window == what);
+                    if let Some(found) = found {
+                        piece[found + what.len() - 1] ^= 1;
+                    }
+                    if far.write_all(piece).is_err() {
+                        return;
+                    }
+                }
+                let _ = far.shutdown(Shutdown::Write);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_signed_request_that_was_changed_on_its_way_is_refused_and_on_record() {
+    if !possible() {
+        return;
+    }
+    let server = Server::start(&["--listen", "none", "--require-signatures"]);
+    let key = server.directory.path().join("request.key");
+    server.run(&["-q", "key", "create", "mine", "--output", key.to_str().unwrap()]).exits(0);
+    server.run(&["create", "--name", "box"]).exits(1).says("signed");
+    let signed = |arguments: &[&str]| server.call(arguments).env("SANDFORGE_KEY", &key).output();
+    signed(&["-q", "create", "--name", "box"]).exits(0);
+    signed(&["-q", "exec", "box", "echo unchanged"]).exits(0).prints("unchanged\n");
+
+    // The commands look for the socket in their own runtime directory.
+    let between = server.directory.path().join("between");
+    fs::create_dir_all(between.join("sandforge")).unwrap();
+    flipping(server.socket(), &between.join("sandforge/api.sock"), b"echo ran");
+    let output = server
+        .call(&["-q", "exec", "box", "--detach", "echo ran > proof"])
+        .env("SANDFORGE_KEY", &key)
+        .env("XDG_RUNTIME_DIR", &between)
+        .output();
+    assert_ne!(output.status, Some(0), "{output}");
+    output.says("digest");
+}
+
+#[test]
+fn a_server_ends_in_order_when_it_is_asked_to() {
+    let directory = tempdir().unwrap();
+    let mut child = start(directory.path(), &["--listen", "none"], |call| call);
+    let socket = directory.path().join("run/sandforge/api.sock");
+    assert!(UnixStream::connect(&socket).is_ok());
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_second_server_of_the_same_user_is_refused() {
+    let server = Server::start(&["--listen", "none"]);
+    let output = server.run(&["serve", "--listen", "none"]).exits(1);
+    output.says("another server has the socket");
+}
+
+#[test]
+fn a_reader_that_goes_ends_the_events() {
+    if !possible() {
+        return;
+    }
+    let server = Server::start(&["--listen", "none"]);
+    let mut child = server.call(&["events", "--follow"]).spawn();
+    drop(child.stdout.take());
+    server.create("box");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
