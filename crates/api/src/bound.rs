@@ -174,9 +174,10 @@ text! {
     /// An Ed25519 public key.
     PublicKey, 64..=64, "^[0-9a-f]{64}$", "32 bytes in 64 small hexadecimal digits",
         "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
-    /// Where a webhook's events go.
-    WebhookUrl, 8..=2048, "^https?://(([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?\\.)*[A-Za-z]([A-Za-z0-9-]*[A-Za-z0-9])?|((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9]))(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?(/[!-~]*)?$",
-        "an http or https URL of at most 2048 characters, with a name or an IPv4 address", "https://example.org/hook";
+    /// Where a webhook's events go. Whether they may go there is for the courier to say: a host
+    /// that it refuses is a denial, not a mistake.
+    WebhookUrl, 10..=2048, "^https?://[!-~]+$",
+        "an http or https URL of at most 2048 characters", "https://example.org/hook";
     /// `key` or `key=value`.
     LabelFilter, 1..=319, "^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?(=[^\\x00-\\x1f\\x7f]{0,255})?$",
         "`key` or `key=value` of a label", "team=red";
@@ -632,26 +633,6 @@ mod tests {
         assert!(GuestPath::is("/a/../b\n"));
         for path in ["", "a", "./a", "/a\0b"] {
             assert!(!GuestPath::is(path), "{path:?}");
-        }
-    }
-
-    #[test]
-    fn a_webhooks_url_has_a_host_and_no_user() {
-        for url in ["http://a", "https://a.b-c.example:65535/x?y#z", "http://127.0.0.1:8080"] {
-            assert!(WebhookUrl::is(url), "{url}");
-        }
-        for url in [
-            "ftp://a",
-            "https://",
-            "https://a:b@c",
-            "https://a b",
-            "https://a:65536",
-            "https://a:0",
-            "https://256.0.0.1",
-            "https://-a",
-            "https://a\\b",
-        ] {
-            assert!(!WebhookUrl::is(url), "{url}");
         }
     }
 
