@@ -399,6 +399,9 @@ fn a_signed_request_that_was_changed_on_its_way_is_refused_and_on_record() {
         .output();
     assert_ne!(output.status, Some(0), "{output}");
     output.says("digest");
+    let tail = server.run(&["audit", "tail", "--denied", "--json"]).exits(0);
+    let text = String::from_utf8(tail.stdout).unwrap();
+    assert!(text.contains("bad_signature"), "{text}");
 }
 
 #[test]

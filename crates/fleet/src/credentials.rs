@@ -1,6 +1,6 @@
 //! Tokens, keys, and who presents them.
 
-use access::signature::{Parts, Presented, Verified};
+use access::signature::{BodyDigest, Parts, Presented, Verified};
 use access::token::{TokenHash, TokenRecord};
 use access::{Bearer, Caller};
 use api::{
@@ -118,6 +118,26 @@ impl Manager {
             .with_detail("target", format!("{} {}", parts.method, parts.path));
         self.ledger.commit(crate::ledger::Batch::entry(entry)).await?;
         Err(verified.into())
+    }
+
+    /// Whether what arrived is what was signed.
+    ///
+    /// # Errors
+    /// `Refused`; that it was refused is on record.
+    pub async fn verify_body(
+        &self,
+        caller: &Caller,
+        verified: &Verified,
+        arrived: &BodyDigest,
+        target: &str,
+    ) -> Result<(), Error> {
+        let Err(error) = verified.check_body(arrived) else { return Ok(()) };
+        let problem = Problem::from(error);
+        let entry = record::denied(caller, "signature", problem.code.as_str())
+            .with_detail("target", target.to_owned())
+            .with_detail("key", verified.key_id.clone());
+        self.ledger.commit(crate::ledger::Batch::entry(entry)).await?;
+        Err(problem.into())
     }
 
     /// Makes a token, whose secret is shown this once.

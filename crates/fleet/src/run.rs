@@ -49,8 +49,7 @@ pub struct RunMount {
 impl RunMount {
     fn new(mount: Mounted) -> Self {
         let Mounted { host, masks, .. } = mount;
-        let hidden =
-            masks.map(|masks| Hidden::new(move |relative: &Path| masks.hides(relative)));
+        let hidden = masks.map(|masks| Hidden::new(move |relative: &Path| masks.hides(relative)));
         Self { host, hidden }
     }
 

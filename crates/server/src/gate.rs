@@ -335,7 +335,13 @@ async fn receive(
     // What a WebSocket carries is covered by its first message, which comes later.
     let websocket = route.answers.iter().any(|(_, body)| matches!(body, Takes::WebSocket));
     if let Some(signed) = signed.as_ref().filter(|_| upload.is_none() && !websocket) {
-        signed.check_body(&BodyDigest::of(&whole))?;
+        // Only who is known can have signed.
+        if let Some(caller) = &caller {
+            let target = format!("{} {}", parts.method, parts.uri.path());
+            let arrived = BodyDigest::of(&whole);
+            let same = app.manager.verify_body(caller, signed, &arrived, &target).await;
+            same.map_err(|error| error.problem())?;
+        }
     }
     let provenance = Provenance {
         request_digest: Some(digest(&parts, &whole)),

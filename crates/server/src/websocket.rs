@@ -108,7 +108,10 @@ async fn first(
         }
     };
     if let Some(signed) = &ask.signed {
-        signed.check_body(&BodyDigest::of(text.as_bytes()))?;
+        let target = format!("{} {}", ask.parts.method, ask.parts.uri.path());
+        let arrived = BodyDigest::of(text.as_bytes());
+        let same = ask.app.manager.verify_body(&ask.caller, signed, &arrived, &target).await;
+        same.map_err(|error| error.problem())?;
     }
     let mut exec: Exec = serde_json::from_str(&text)
         .map_err(|error| Problem::invalid("message", error.to_string()))?;
