@@ -185,6 +185,7 @@ fn a_secret_is_in_no_process_file_or_message_of_ours() {
         .arguments(["--json-file", report.to_str().unwrap(), "echo begun; read go"])
         .env("TOKEN", &canary)
         .env("XDG_RUNTIME_DIR", home.path())
+        .env("XDG_DATA_HOME", home.path())
         .open_stdin()
         .spawn();
     child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
@@ -206,7 +207,11 @@ fn a_secret_is_in_no_process_file_or_message_of_ours() {
     for file in files(home.path()) {
         assert!(!contains(&std::fs::read(&file).unwrap_or_default(), &canary), "{file:?}");
     }
-    Call::new(["rm", "box"]).env("XDG_RUNTIME_DIR", home.path()).output().exits(0);
+    Call::new(["rm", "box"])
+        .env("XDG_RUNTIME_DIR", home.path())
+        .env("XDG_DATA_HOME", home.path())
+        .output()
+        .exits(0);
 }
 
 #[test]
@@ -256,12 +261,16 @@ fn a_monitor_gets_nothing_that_its_caller_had_open() {
 fn a_kept_machine_takes_more_commands_until_it_is_removed() {
     let home = tempdir().unwrap();
     // The cache that everyone has, with the image in it; kept machines of our own.
-    let call =
-        |arguments: &[&str]| Call::new(arguments).env("XDG_RUNTIME_DIR", home.path()).output();
+    let call = |arguments: &[&str]| {
+        Call::new(arguments)
+            .env("XDG_RUNTIME_DIR", home.path())
+            .env("XDG_DATA_HOME", home.path())
+            .output()
+    };
     call(&["run", "--keep", "--name", "box", "echo hello > note"]).exits(0).says("box is kept");
     assert_eq!(call(&["ls", "--json"]).exits(0).json()[0]["name"], json!("box"));
     call(&["exec", "box", "cat note; exit 4"]).exits(4).prints("hello\n");
-    call(&["run", "--keep", "--name", "box", "true"]).exits(125).says("there is a sandbox \"box\"");
+    call(&["run", "--keep", "--name", "box", "true"]).exits(125).says("the name `box` is in use");
     call(&["rm", "box"]).exits(0);
     call(&["ls", "--json"]).exits(0).prints("[]\n");
     call(&["exec", "box", "true"]).exits(125).says("there is no sandbox \"box\"");
