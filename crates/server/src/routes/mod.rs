@@ -84,6 +84,8 @@ handlers! {
     "reload_policy" => policy::reload,
     "list_audit" => audit::list,
     "export_audit" => audit::export,
+    "verify_audit" => audit::verify,
+    "checkpoint_audit" => audit::checkpoint,
     "create_webhook" => webhook::create,
     "list_webhooks" => webhook::list,
     "get_webhook" => webhook::get,
