@@ -4,8 +4,8 @@ use api::{AuditQuery, AuditRange};
 use axum::body::Body;
 use axum::response::Response;
 use futures_util::StreamExt as _;
-use http::{HeaderValue, StatusCode};
 use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
 
 use crate::ask::{Answer, Ask, json, ok};
 

@@ -36,7 +36,7 @@ fn body(route: &Route) -> Value {
     }
 }
 
-/// The id of something of `own` that the route is about; nothing's, where it may be found missing.
+/// The id of something of `own` that the route is about.
 async fn thing(server: &Server, route: &Route, number: u8) -> String {
     let (path, body) = match route.id {
         "revoke_token" => {
@@ -46,6 +46,9 @@ async fn thing(server: &Server, route: &Route, number: u8) -> String {
             let key = SigningKey::from_bytes(&[number; 32]).verifying_key();
             let hex: String = key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
             ("/v1/keys", json!({"name": "x", "workspace": "own", "public_key": hex}))
+        }
+        _ if route.path.starts_with("/v1/webhooks/{id}") => {
+            ("/v1/webhooks", json!({"url": "https://example.org/", "workspace": "own"}))
         }
         _ => return "nothing".into(),
     };
