@@ -121,7 +121,7 @@ impl Socket {
     /// replaced.
     pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {
         let failed = |error| ListenError::Socket(path.to_owned(), error);
-        let directory = path.parent().unwrap_or(Path::new("."));
+        let directory = path.parent().unwrap_or_else(|| Path::new("."));
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let found = fs::metadata(directory).map_err(failed)?;
         if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {

@@ -34,8 +34,8 @@ impl Telemetry {
     /// # Errors
     /// `TelemetryError` where the environment asks for something that cannot be done.
     pub fn start() -> Result<Option<Self>, TelemetryError> {
-        let asked = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        if !VARIABLES.iter().any(|name| asked(&name)) {
+        let asked = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        if !VARIABLES.iter().any(|name| asked(name)) {
             return Ok(None);
         }
         let failed = |error: &dyn std::fmt::Display| TelemetryError(error.to_string());
