@@ -15,7 +15,7 @@ use client::api::{
     self, CreateSandbox, Exec, Isolation, ListSandboxes, ReadQuery, Sandbox, State, WriteQuery,
 };
 use client::{Client, Error};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// Longer than any one thing takes here.
@@ -109,10 +109,6 @@ impl Drop for Server {
 
 fn pid(number: u32) -> Option<Pid> {
     Pid::from_raw(i32::try_from(number).ok()?)
-}
-
-fn is_alive(number: u32) -> bool {
-    pid(number).is_some_and(|pid| test_kill_process(pid).is_ok())
 }
 
 /// Numbers that differ from day to day no more than they must: a day that failed can be had again.

@@ -175,10 +175,6 @@ impl Server {
         self.address
     }
 
-    pub(crate) fn tls(&self) -> &TlsConnector {
-        &self.tls
-    }
-
     pub(crate) async fn shutdown(mut self, grace: Duration) {
         self.running.take().unwrap().shutdown(grace).await;
         self.manager.shutdown(LONG).await;
