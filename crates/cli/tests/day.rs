@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use client::api::{
-    self, CreateSandbox, Exec, Isolation, ListSandboxes, ReadQuery, Sandbox, State, WriteQuery,
+    self, CreateSandbox, Exec, Isolation, ListSandboxes, Outcome, ReadQuery, Sandbox, State,
+    WriteQuery,
 };
 use client::{Client, Error};
 use rustix::process::{Pid, Signal, kill_process};
@@ -268,7 +269,7 @@ async fn live(
                 Ok(()) => seen.commands += 1,
                 Err(error) => {
                     seen.disturbed += 1;
-                    *seen.errors.entry(error.to_string()).or_default() += 1;
+                    *seen.errors.entry(error.0).or_default() += 1;
                 }
             }
         }
@@ -296,9 +297,22 @@ async fn create(client: &Client, spec: &CreateSandbox) -> Sandbox {
     }
 }
 
-async fn use_it(client: &Client, id: &str, word: &str) -> Result<(), Error> {
+/// Why a sandbox could not be used: it, or the server, was killed meanwhile.
+#[derive(Debug)]
+struct Disturbed(String);
+
+impl From<Error> for Disturbed {
+    fn from(error: Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+async fn use_it(client: &Client, id: &str, word: &str) -> Result<(), Disturbed> {
     let exec = Exec::new(wire::op::Command::Shell(format!("echo {word}; cat").as_str().into()));
     let result = client.exec(id, &exec).await?;
+    if let Outcome::Lost { reason } = result.end.outcome {
+        return Err(Disturbed(reason));
+    }
     assert_eq!(result.stdout, format!("{word}\n"), "{result:?}");
     let path = "/workspace/word";
     let to = WriteQuery { path: path.into(), ..WriteQuery::default() };

@@ -170,7 +170,19 @@ impl Manager {
             );
             return Err(problem.into());
         }
-        Ok(done(&process))
+        let had_output = !process.detached && !matches!(process.outcome, Outcome::Lost { .. });
+        match process.exit_code {
+            // Its answer was never sent, and what it wrote is nowhere else.
+            Some(code) if had_output => {
+                let reason = format!(
+                    "interrupted: it ended with status {code}, and its output went with the \
+                     supervisor that was killed"
+                );
+                let outcome = Outcome::Lost { reason };
+                Ok(done(&Process { exit_code: outcome.exit_code(), outcome, ..process }))
+            }
+            _ => Ok(done(&process)),
+        }
     }
 
     /// Sends an accepted command to its guest.

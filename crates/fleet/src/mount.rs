@@ -78,7 +78,7 @@ impl Mounted {
 }
 
 /// Copies one file from its descriptor, as the sandbox's user or, to be read only, as root.
-async fn copy_file(host: &HostPath, asked: &Mount, guest: &Guest) -> Result<(), Error> {
+pub(crate) async fn copy_file(host: &HostPath, asked: &Mount, guest: &Guest) -> Result<(), Error> {
     let failed = |error: std::io::Error| Error::Internal(format!("read {}: {error}", host.real()));
     let file = std::fs::File::open(host.handle()).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;

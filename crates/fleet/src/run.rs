@@ -19,7 +19,7 @@ use crate::ledger::Batch;
 use crate::life::tier;
 use crate::manager::Manager;
 use crate::metrics::count;
-use crate::mount::Mounted;
+use crate::mount::{Mounted, copy_file};
 use crate::record::{self, Tell as _, hex};
 use crate::seat::Seat;
 use crate::{Error, rules};
@@ -263,6 +263,24 @@ fn image(name: &str) -> ImageRef {
 }
 
 impl Run {
+    /// Copies one file of a mount, from the descriptor that was decided about.
+    ///
+    /// # Errors
+    /// That it cannot be read, or that the guest does not take it.
+    pub async fn copy_file(
+        &self,
+        mount: &RunMount,
+        guest_path: &str,
+        read_only: bool,
+    ) -> Result<(), Error> {
+        let asked = api::Mount {
+            host_path: mount.host.real().into(),
+            guest_path: guest_path.trim_end_matches('/').into(),
+            read_only,
+        };
+        copy_file(&mount.host, &asked, self.sandbox.guest()).await
+    }
+
     /// The sandbox.
     pub fn sandbox(&self) -> &supervisor::Sandbox {
         &self.sandbox

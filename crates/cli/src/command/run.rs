@@ -488,6 +488,10 @@ async fn copy_one(
     source.host().recheck().map_err(|error| {
         Failure::new(Kind::Denied, format!("{host:?} is not what policy allowed")).because(&error)
     })?;
+    if !source.host().is_directory() {
+        let copied = run.copy_file(source, guest, options.read_only).await;
+        return copied.map_err(|error| fleet_failure(&error));
+    }
     let handle = source.host().handle();
     let copied =
         run.sandbox().copy_in_without(&handle, guest, options, source.hidden(), line).await;
