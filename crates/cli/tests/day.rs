@@ -119,7 +119,7 @@ impl Chance {
     fn one_in(&mut self, n: u64) -> bool {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n == 0
+        (self.0 >> 33).is_multiple_of(n)
     }
 }
 
@@ -183,7 +183,8 @@ impl Day {
             for client in clients {
                 client.await.unwrap();
             }
-            self.settle(&server, &seen.lock().unwrap()).await;
+            let seen = std::mem::take(&mut *seen.lock().unwrap());
+            self.settle(&server, &seen).await;
         };
         runtime.block_on(day);
     }
