@@ -62,7 +62,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     host: Vec<String>,
 
-    /// Let web pages of this origin call, such as https://example.org; may be given several times
+    /// Let web pages of this origin call, such as `https://example.org`; may be given several times
     #[arg(long, value_name = "ORIGIN")]
     origin: Vec<String>,
 
