@@ -73,7 +73,8 @@ fn sync(choices: &mut Choices<'_>, options: &SyncOptions) {
     let place = Place::new();
     furnish(&place.destination());
     let mut sent = Vec::new();
-    let packing = PackOptions { gitignore: choices.of(2) == 1, manifest: true, name: None };
+    let packing =
+        PackOptions { gitignore: choices.of(2) == 1, manifest: true, name: None, hidden: None };
     let packed = pack(&place.destination(), &packing, &mut sent, &mut |_| {});
     let manifest = packed.expect("it was just made").manifest;
     let changes = choices.byte();

@@ -41,7 +41,7 @@ set when the server starts, is the administrator's; `sandforge token create` mak
 TERM and INT end it in order: what is being answered is, and the sandboxes go on.")]
 pub(crate) struct ServeArgs {
     /// Speak TLS on this address; may be given several times; none for nowhere
-    /// [default: 127.0.0.1:8585 and [::1]:8585]
+    /// [default: 127.0.0.1:8585 and `[::1]:8585`]
     #[arg(long, value_name = "ADDRESS:PORT|none")]
     listen: Vec<Listen>,
 
