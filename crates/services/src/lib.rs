@@ -3,7 +3,20 @@
 //! TOML file each; no secrets and no I/O.
 #![forbid(unsafe_code)]
 
+mod catalogue;
+mod custom;
+mod definition;
+mod environment;
+mod error;
+mod parse;
+mod placeholder;
+
 use canonical::{Authority, Leniency};
+
+pub use catalogue::{Catalogue, distinct};
+pub use definition::{Parameter, ParameterKind};
+pub use environment::{Given, environment};
+pub use error::{Error, Fault, Unusable};
 
 /// A service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +25,8 @@ pub struct Service {
     pub name: String,
     /// Variables that hold the credential, here and in the guest, the one that wins first.
     pub env: Vec<String>,
-    /// Variables of the guest that are no credential: name and value.
+    /// Variables of the guest that are not the credential itself: name and value. In the value,
+    /// `{placeholder}` is the placeholder, and `{basic}` base64 of `user:placeholder`.
     pub extra_env: Vec<(String, String)>,
     /// Variables that give clients another base URL, and the path below the base.
     pub base_url_env: Vec<BaseUrl>,
