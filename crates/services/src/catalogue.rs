@@ -12,10 +12,28 @@ use crate::{Service, Shape};
 
 /// The files that come with the program.
 const BUILT_IN: &[(&str, &str)] = &[
-    ("anthropic.toml", include_str!("../catalogue/anthropic.toml")),
     ("anthropic-oauth.toml", include_str!("../catalogue/anthropic-oauth.toml")),
+    ("anthropic.toml", include_str!("../catalogue/anthropic.toml")),
+    ("aws.toml", include_str!("../catalogue/aws.toml")),
+    ("azure-openai.toml", include_str!("../catalogue/azure-openai.toml")),
+    ("bedrock.toml", include_str!("../catalogue/bedrock.toml")),
+    ("cargo.toml", include_str!("../catalogue/cargo.toml")),
+    ("cohere.toml", include_str!("../catalogue/cohere.toml")),
+    ("deepseek.toml", include_str!("../catalogue/deepseek.toml")),
+    ("docker.toml", include_str!("../catalogue/docker.toml")),
+    ("ghcr.toml", include_str!("../catalogue/ghcr.toml")),
     ("github.toml", include_str!("../catalogue/github.toml")),
+    ("gitlab.toml", include_str!("../catalogue/gitlab.toml")),
+    ("google.toml", include_str!("../catalogue/google.toml")),
+    ("groq.toml", include_str!("../catalogue/groq.toml")),
+    ("huggingface.toml", include_str!("../catalogue/huggingface.toml")),
+    ("mistral.toml", include_str!("../catalogue/mistral.toml")),
+    ("nebius.toml", include_str!("../catalogue/nebius.toml")),
+    ("npm.toml", include_str!("../catalogue/npm.toml")),
     ("openai.toml", include_str!("../catalogue/openai.toml")),
+    ("openrouter.toml", include_str!("../catalogue/openrouter.toml")),
+    ("pypi.toml", include_str!("../catalogue/pypi.toml")),
+    ("xai.toml", include_str!("../catalogue/xai.toml")),
 ];
 
 /// Services by name.

@@ -34,6 +34,7 @@ impl Service {
             aws: None,
             leniency: Leniency::default(),
             git: None,
+            docker: Vec::new(),
             foreign_credentials: false,
             read_only: vec![At::nowhere("READ /**".to_owned())],
             full: vec![At::nowhere("ANY /**".to_owned())],

@@ -165,6 +165,7 @@ pub(crate) struct Definition {
     pub(crate) aws: Option<Aws>,
     pub(crate) leniency: Leniency,
     pub(crate) git: Option<GitDefinition>,
+    pub(crate) docker: Vec<At<String>>,
     pub(crate) foreign_credentials: bool,
     pub(crate) read_only: Vec<At<String>>,
     pub(crate) full: Vec<At<String>>,
@@ -240,6 +241,7 @@ impl Definition {
             kind: self.kind(values)?,
             leniency: self.leniency,
             git: self.git.as_ref().map(|git| git.filled(values)).transpose()?,
+            docker: registries(&self.docker)?,
             foreign_credentials: self.foreign_credentials,
             read_only: lines("read_only", &self.read_only)?,
             full: lines("full", &self.full)?,
@@ -607,6 +609,19 @@ fn check_variable(name: &str) -> Result<(), Fault> {
         true => Ok(()),
         false => Err(wrong("env", format!("{name:?} is not the name of a variable"))),
     }
+}
+
+/// A name that needs no escapes in JSON.
+fn registries(list: &[At<String>]) -> Result<Vec<String>, Failure> {
+    let is_name = |name: &String| {
+        !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.:/_".contains(&byte))
+    };
+    if let Some(name) = list.iter().find(|name| !is_name(&name.value)) {
+        let problem = format!("{:?} is not a registry such as \"ghcr.io\"", name.value);
+        return Err((name.span.clone(), wrong("docker", problem)));
+    }
+    Ok(list.iter().map(|name| name.value.clone()).collect())
 }
 
 /// Rules are parsed where they are judged; here they are lines.

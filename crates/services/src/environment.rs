@@ -23,11 +23,12 @@ pub struct Given<'a> {
     pub gateway: Option<&'a str>,
 }
 
-/// The environment for all services of a sandbox: names and values, each name once. Git's settings
-/// are numbered through.
+/// The environment for all services of a sandbox: names and values, each name once, of the first that
+/// has it. Git's settings are numbered through, and docker's registries are in one list.
 pub fn environment(services: &[Given<'_>]) -> Vec<(String, String)> {
     let mut variables: Vec<(String, String)> = Vec::new();
     let mut settings: Vec<(String, String)> = Vec::new();
+    let mut registries: Vec<String> = Vec::new();
     for given in services {
         for (name, value) in given.service.variables(given.placeholder, given.gateway) {
             if !variables.iter().any(|(other, _)| *other == name) {
@@ -37,6 +38,14 @@ pub fn environment(services: &[Given<'_>]) -> Vec<(String, String)> {
         if let Some(git) = &given.service.git {
             settings.extend(git_settings(git, given.placeholder));
         }
+        for registry in &given.service.docker {
+            let login = basic(given.service.username(), given.placeholder);
+            registries.push(format!("\"{registry}\":{{\"auth\":\"{login}\"}}"));
+        }
+    }
+    if !registries.is_empty() {
+        let auths = format!("{{\"auths\":{{{}}}}}", registries.join(","));
+        variables.push(("DOCKER_AUTH_CONFIG".to_owned(), auths));
     }
     if !settings.is_empty() {
         variables.push(("GIT_CONFIG_COUNT".to_owned(), settings.len().to_string()));
@@ -68,15 +77,16 @@ impl Service {
             }
             _ => variables.extend(self.env.iter().map(|name| own(name, placeholder))),
         }
-        for (name, value) in &self.extra_env {
-            let value = value.replace(PLACEHOLDER, placeholder);
-            let value = value.replace(BASIC, &basic(self.username(), placeholder));
-            variables.push((name.clone(), value));
-        }
         if let Some(base) = gateway {
             for url in &self.base_url_env {
                 variables.push((url.variable.clone(), format!("{base}{}", url.path)));
             }
+        }
+        // After the base URLs, which say the same without a gateway.
+        for (name, value) in &self.extra_env {
+            let value = value.replace(PLACEHOLDER, placeholder);
+            let value = value.replace(BASIC, &basic(self.username(), placeholder));
+            variables.push((name.clone(), value));
         }
         variables
     }

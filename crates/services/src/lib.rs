@@ -44,6 +44,8 @@ pub struct Service {
     pub leniency: Leniency,
     /// Git over HTTPS at its hosts.
     pub git: Option<Git>,
+    /// Registries, by the names that they have among the `auths` of a docker client.
+    pub docker: Vec<String>,
     /// A credential that is not ours passes to its hosts too. Otherwise such a request is refused.
     pub foreign_credentials: bool,
     /// Rule lines of `access = "read-only"`.

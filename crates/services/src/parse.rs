@@ -29,6 +29,7 @@ const KEYS: &[&str] = &[
     "aws",
     "paths",
     "git",
+    "docker",
     "foreign_credentials",
     "read_only",
     "full",
@@ -104,6 +105,7 @@ fn definition(document: &Table<'_>) -> Result<Definition, Failure> {
         aws: document.get("aws").map(aws).transpose()?,
         leniency: optional(document, "paths", |_, node| leniency(node))?,
         git: document.get("git").map(git).transpose()?,
+        docker: optional(document, "docker", strings)?,
         foreign_credentials: optional(document, "foreign_credentials", |key, node| {
             let one = string(key, node)?;
             match one.value.as_str() {
