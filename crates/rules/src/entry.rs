@@ -1,0 +1,344 @@
+//! What a rule comes to: hosts, a path, and what a request there must be.
+
+use std::net::IpAddr;
+
+use canonical::Host;
+
+use crate::glob::{Glob, Sequence, Step};
+use crate::layer::is_forge;
+use crate::line::{DEFAULT_PORT, Guards, Hosts, Line, What};
+use crate::method::Methods;
+use crate::request::Request;
+use crate::rules;
+
+/// One place that a rule is about. Some rules are about several.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    /// The rule's number.
+    pub(crate) rule: u32,
+    pub(crate) hosts: Hosts,
+    pub(crate) port: Option<u16>,
+    pub(crate) path: Option<Sequence>,
+    /// Its path is compared without case.
+    pub(crate) folded: bool,
+    pub(crate) gate: Gate,
+    pub(crate) what: What,
+}
+
+/// What a request there must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Gate {
+    Whole,
+    Tcp,
+    Http(Methods, Guards),
+    WebSocket(Guards),
+    Grpc,
+    /// `GET …/info/refs?service=…`, with the service.
+    References(&'static str),
+    /// `POST …/git-…-pack`, with the last segment.
+    Pack(&'static str),
+    /// `POST …/info/lfs/objects/batch`.
+    LfsBatch,
+    /// Other requests of LFS.
+    Lfs(Methods),
+    GraphQl,
+    Mcp,
+}
+
+/// Whether a rule gives or takes. What takes is compared more widely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Allow,
+    Deny,
+}
+
+/// Whether a request is what a rule is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Match {
+    No,
+    Yes,
+    /// It depends on the body.
+    Body,
+}
+
+/// Most labels of a name.
+const MAX_LABELS: usize = 128;
+
+/// Where a connection or a request goes.
+pub(crate) struct Place<'a> {
+    labels: [&'a str; MAX_LABELS],
+    count: usize,
+    address: Option<IpAddr>,
+    /// Any, when absent.
+    port: Option<u16>,
+    segments: Option<&'a [String]>,
+}
+
+impl<'a> Place<'a> {
+    pub(crate) fn of_host(host: &'a Host, port: Option<u16>) -> Self {
+        let mut place =
+            Self { labels: [""; MAX_LABELS], count: 0, address: None, port, segments: None };
+        match host {
+            Host::Name(name) => {
+                for (slot, label) in place.labels.iter_mut().zip(name.labels()) {
+                    *slot = label;
+                    place.count += 1;
+                }
+            }
+            Host::Address(address) => place.address = Some(*address),
+        }
+        place
+    }
+
+    pub(crate) fn of_request(request: &Request<'a>) -> Self {
+        let mut place = Self::of_host(request.host, Some(request.port));
+        place.segments = Some(request.path.segments());
+        place
+    }
+}
+
+impl Entry {
+    /// The places that a line is about.
+    pub(crate) fn compile(rule: u32, line: &Line) -> Vec<Self> {
+        let entry = |path: Option<Sequence>, gate: Gate| Self {
+            rule,
+            hosts: line.hosts.clone(),
+            port: line.port,
+            path,
+            folded: false,
+            gate,
+            what: line.what.clone(),
+        };
+        match &line.what {
+            What::Whole | What::Tunnel => vec![entry(None, Gate::Whole)],
+            What::Tcp => vec![entry(None, Gate::Tcp)],
+            What::Http { methods, path, query } => {
+                vec![entry(path.clone(), Gate::Http(*methods, query.clone()))]
+            }
+            What::WebSocket { path, query } => {
+                vec![entry(path.clone(), Gate::WebSocket(query.clone()))]
+            }
+            What::Grpc { path } => vec![entry(Some(path.clone()), Gate::Grpc)],
+            What::GraphQl { path, .. } => vec![entry(Some(path.clone()), Gate::GraphQl)],
+            What::Mcp { path, .. } => vec![entry(Some(path.clone()), Gate::Mcp)],
+            What::Git { push, repository, .. } => {
+                let host = line.hosts.to_string();
+                let mut entries = Vec::new();
+                for repository in repositories(repository.as_ref()) {
+                    for (tail, gate) in git(*push) {
+                        let tail = tail.iter().map(|part| match *part {
+                            "**" => Step::Many,
+                            part => Step::One(Glob::Literal(part.into())),
+                        });
+                        let steps = repository.iter().cloned().chain(tail);
+                        let mut entry = entry(Some(Sequence::of(steps)), gate);
+                        entry.folded = is_forge(&host);
+                        entries.push(entry);
+                    }
+                }
+                entries
+            }
+        }
+    }
+
+    /// Whether it is about hosts, a port and a path.
+    pub(crate) fn is_at(&self, place: &Place<'_>, side: Side) -> bool {
+        self.is_at_port(place.port, side)
+            && self.is_at_host(place, side)
+            && place.segments.is_none_or(|segments| self.is_at_path(segments, side))
+    }
+
+    fn is_at_port(&self, port: Option<u16>, side: Side) -> bool {
+        match (self.port, port, side) {
+            (_, None, _) | (None, _, Side::Deny) => true,
+            (own, Some(port), _) => own.unwrap_or(DEFAULT_PORT) == port,
+        }
+    }
+
+    fn is_at_host(&self, place: &Place<'_>, side: Side) -> bool {
+        match (&self.hosts, place.address) {
+            (Hosts::Names(names), None) => names.matches(&place.labels[..place.count], false),
+            (Hosts::Network(network), Some(address)) => {
+                network.contains(address.to_canonical())
+                    || (side == Side::Deny && {
+                        let inner = match address {
+                            IpAddr::V6(v6) => address::unwrapped(v6).map(IpAddr::V4),
+                            IpAddr::V4(_) => None,
+                        };
+                        network.contains(address)
+                            || inner.is_some_and(|inner| network.contains(inner))
+                    })
+            }
+            _ => false,
+        }
+    }
+
+    fn is_at_path(&self, segments: &[String], side: Side) -> bool {
+        let Some(path) = &self.path else { return true };
+        if side == Side::Allow {
+            return path.matches(segments, self.folded);
+        }
+        // Servers differ about a slash at the end, and about case.
+        let shorter = match segments {
+            [before @ .., last] if last.is_empty() => Some(before),
+            _ => None,
+        };
+        path.matches(segments, true) || shorter.is_some_and(|before| path.matches(before, true))
+    }
+
+    /// Whether it names a private network that the address is in.
+    pub(crate) fn is_private(&self, address: IpAddr) -> bool {
+        address::reach(address) == address::Reach::Private && rules::is_private(&self.hosts)
+    }
+
+    /// Whether a request at its place is what it is about.
+    pub(crate) fn meets(&self, request: &Request<'_>, method: Methods, side: Side) -> Match {
+        let is_deny = side == Side::Deny;
+        let is_met = match &self.gate {
+            Gate::Whole => true,
+            Gate::Tcp => false,
+            // To the server, what asks to become a WebSocket is a GET.
+            Gate::Http(methods, guards) => {
+                methods.meets(method)
+                    && (is_deny || !request.websocket)
+                    && guards.hold(request, side)
+            }
+            Gate::WebSocket(guards) => request.websocket && guards.hold(request, side),
+            Gate::Grpc => {
+                method == Methods::POST && (is_deny || (request.grpc && !request.websocket))
+            }
+            Gate::References(service) => match side {
+                Side::Allow => {
+                    let mut pairs = request.query.pairs();
+                    method == Methods::GET
+                        && !request.websocket
+                        && pairs.next() == Some(("service", service))
+                        && pairs.next().is_none()
+                        && request.path.as_str().ends_with("/info/refs")
+                }
+                Side::Deny => request.query.pairs().any(|(key, value)| {
+                    key.eq_ignore_ascii_case("service") && value.eq_ignore_ascii_case(service)
+                }),
+            },
+            Gate::Pack(name) => {
+                let is_head = is_deny
+                    || (method == Methods::POST
+                        && !request.websocket
+                        && request.query.pairs().next().is_none()
+                        && request.path.segments().last().is_some_and(|last| last == name));
+                let refs = matches!(&self.what, What::Git { refs, .. } if !refs.is_empty());
+                match (is_head, refs) {
+                    (false, _) => return Match::No,
+                    (true, true) => return Match::Body,
+                    (true, false) => true,
+                }
+            }
+            Gate::LfsBatch => {
+                return match method == Methods::POST && (is_deny || !request.websocket) {
+                    true => Match::Body,
+                    false => Match::No,
+                };
+            }
+            Gate::Lfs(methods) => methods.meets(method) && (is_deny || !request.websocket),
+            Gate::GraphQl => return self.meets_graphql(request, method, side),
+            Gate::Mcp => return self.meets_mcp(request, method, side),
+        };
+        if is_met { Match::Yes } else { Match::No }
+    }
+
+    fn meets_graphql(&self, request: &Request<'_>, method: Methods, side: Side) -> Match {
+        if side == Side::Allow && request.websocket {
+            return Match::No;
+        }
+        // In a GET the query of the address is what a body is otherwise.
+        let is_asked = method == Methods::POST
+            || (method == Methods::GET && request.query.pairs().next().is_some());
+        match (is_asked, &self.what) {
+            (true, What::GraphQl { kind: None, fields, .. })
+                if side == Side::Deny && fields.is_empty() =>
+            {
+                Match::Yes
+            }
+            (true, _) => Match::Body,
+            (false, _) => Match::No,
+        }
+    }
+
+    fn meets_mcp(&self, request: &Request<'_>, method: Methods, side: Side) -> Match {
+        let is_any = matches!(&self.what, What::Mcp { tools, .. } if tools.is_empty());
+        match side {
+            Side::Deny if is_any => Match::Yes,
+            Side::Allow if request.websocket => Match::No,
+            _ if method == Methods::POST => Match::Body,
+            // The stream of what the server says by itself, and the end of a session.
+            Side::Allow if Methods::GET.with(Methods::DELETE).meets(method) => Match::Yes,
+            _ => Match::No,
+        }
+    }
+}
+
+impl Guards {
+    fn hold(&self, request: &Request<'_>, side: Side) -> bool {
+        self.list.iter().all(|(key, value)| match side {
+            // A server may take any of the values.
+            Side::Allow => {
+                let mut values = request.query.values(key).peekable();
+                values.peek().is_some() && values.all(|one| value.matches(one, false))
+            }
+            Side::Deny => request
+                .query
+                .pairs()
+                .any(|(name, one)| name.eq_ignore_ascii_case(key) && value.matches(one, true)),
+        })
+    }
+}
+
+/// The paths of repositories that a pattern is about: with and without `.git`, which servers take
+/// for one.
+fn repositories(pattern: Option<&Sequence>) -> Vec<Vec<Step>> {
+    let Some(pattern) = pattern else { return vec![vec![Step::Many]] };
+    let steps = pattern.steps().to_vec();
+    let with_suffix = match steps.last() {
+        Some(Step::One(Glob::Literal(name))) => Some(Glob::Literal(format!("{name}.git").into())),
+        Some(Step::One(Glob::Parts(parts)))
+            if !parts.last().is_some_and(|last| last.is_empty()) =>
+        {
+            let mut parts = parts.to_vec();
+            if let Some(last) = parts.last_mut() {
+                *last = format!("{last}.git").into();
+            }
+            Some(Glob::Parts(parts.into()))
+        }
+        _ => None,
+    };
+    let mut all = vec![steps.clone()];
+    if let Some(last) = with_suffix {
+        let mut steps = steps;
+        steps.pop();
+        steps.push(Step::One(last));
+        all.push(steps);
+    }
+    all
+}
+
+/// The requests of git's protocol and of LFS, below a repository.
+fn git(push: bool) -> Vec<(&'static [&'static str], Gate)> {
+    match push {
+        false => vec![
+            (&["info", "refs"], Gate::References("git-upload-pack")),
+            (&["git-upload-pack"], Gate::Pack("git-upload-pack")),
+            (&["info", "lfs", "objects", "batch"], Gate::LfsBatch),
+            (&["info", "lfs", "objects", "*"], Gate::Lfs(Methods::READ)),
+            (&["gitlab-lfs", "objects", "**"], Gate::Lfs(Methods::READ)),
+        ],
+        true => vec![
+            (&["info", "refs"], Gate::References("git-receive-pack")),
+            (&["git-receive-pack"], Gate::Pack("git-receive-pack")),
+            (&["info", "lfs", "objects", "batch"], Gate::LfsBatch),
+            (&["info", "lfs", "objects", "**"], Gate::Lfs(Methods::PUT)),
+            (&["gitlab-lfs", "objects", "**"], Gate::Lfs(Methods::PUT)),
+            (&["info", "lfs", "verify"], Gate::Lfs(Methods::POST)),
+            (&["info", "lfs", "locks", "**"], Gate::Lfs(Methods::READ.with(Methods::POST))),
+        ],
+    }
+}

@@ -1,0 +1,292 @@
+//! Lists of rules, each from one source.
+
+use std::sync::Arc;
+
+use canonical::{Authority, Leniency};
+use services::Service;
+
+use crate::error::{Error, Fault};
+use crate::line::{DEFAULT_PORT, Hosts, Line, What};
+use crate::origin::Origin;
+use crate::registry::{Registry, RegistryKind};
+
+/// What may be done with a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// What its catalogue calls full.
+    Full,
+    /// What its catalogue calls read-only.
+    ReadOnly,
+    /// These lines, without hosts: `READ /repos/acme/**`.
+    Lines {
+        /// What is allowed.
+        allow: Vec<String>,
+        /// What is denied.
+        deny: Vec<String>,
+    },
+}
+
+/// Rules of one source: an administrator's file, a project's, a profile, a request or a service.
+#[derive(Debug, Clone, Default)]
+pub struct Layer {
+    /// None is no list, which is not an empty list: as a bound, it takes nothing away.
+    pub(crate) allow: Option<Vec<Rule>>,
+    pub(crate) deny: Vec<Rule>,
+    pub(crate) services: Vec<Section>,
+}
+
+/// What a layer says of one service.
+#[derive(Debug, Clone)]
+pub(crate) struct Section {
+    pub(crate) name: Arc<str>,
+    pub(crate) hosts: Vec<Authority>,
+    pub(crate) leniency: Leniency,
+    pub(crate) allow: Vec<Rule>,
+}
+
+/// A line, where it stands and whose it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Rule {
+    pub(crate) line: Line,
+    pub(crate) origin: Origin,
+    /// The service whose credential requests may carry that this rule allows.
+    pub(crate) service: Option<Arc<str>>,
+    /// What a denial leaves out.
+    pub(crate) except: Vec<Line>,
+    /// Names of packages have an encoded `/` there.
+    pub(crate) encoded_separators: bool,
+}
+
+/// A line of a file, in its place.
+#[derive(Debug, Clone)]
+pub(crate) struct Written {
+    pub(crate) origin: Origin,
+    /// Of its first character, in characters from 1.
+    pub(crate) column: u32,
+}
+
+/// What is allowed of a service, as it is written.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wanted {
+    pub(crate) access: Option<(bool, Written)>,
+    pub(crate) allow: Vec<Written>,
+    pub(crate) deny: Vec<Written>,
+}
+
+impl Layer {
+    /// Most bytes of a file.
+    pub const MAX_TEXT: usize = 256 << 10;
+    /// Most rules of a layer.
+    pub const MAX_RULES: usize = 2000;
+
+    /// Reads lines that name their hosts, as on the command line. `source` is what they came from:
+    /// `--allow`.
+    ///
+    /// # Errors
+    /// The first line that is wrong.
+    pub fn from_lines(
+        source: &str,
+        allow: &[impl AsRef<str>],
+        deny: &[impl AsRef<str>],
+    ) -> Result<Self, Error> {
+        let source: Arc<str> = source.into();
+        let of = |text: &str| Written::new(&source, text);
+        let allow = allow.iter().map(|text| host_rule(of(text.as_ref()), false));
+        let deny = deny.iter().map(|text| host_rule(of(text.as_ref()), true));
+        let layer = Self {
+            allow: Some(allow.collect::<Result<_, _>>()?),
+            deny: deny.collect::<Result<_, _>>()?,
+            services: Vec::new(),
+        };
+        layer.bounded(&source)
+    }
+
+    /// The rules of a service: requests to its hosts that these allow may carry its credential.
+    ///
+    /// With [`Access::Full`] the hosts that belong to it and never get the credential may be asked
+    /// anything, with [`Access::ReadOnly`] they may be read; with lines, nothing but the lines. What
+    /// the catalogue denies stays denied, but for what a line of the user's names: by its methods and
+    /// by a path that the denial's path covers.
+    ///
+    /// # Errors
+    /// The first line that is wrong, or a host of the service that anybody can have one beside.
+    pub fn service(service: &Service, access: &Access) -> Result<Self, Error> {
+        let source: Arc<str> = format!("service {}", service.name).into();
+        let written =
+            |lines: &[String]| lines.iter().map(|text| Written::new(&source, text)).collect();
+        let wanted = match access {
+            Access::Full => {
+                let place = Written::new(&source, "access = \"full\"");
+                Wanted { access: Some((true, place)), ..Wanted::default() }
+            }
+            Access::ReadOnly => {
+                let place = Written::new(&source, "access = \"read-only\"");
+                Wanted { access: Some((false, place)), ..Wanted::default() }
+            }
+            Access::Lines { allow, deny } => {
+                Wanted { access: None, allow: written(allow), deny: written(deny) }
+            }
+        };
+        let mut layer = Self::default();
+        layer.add(service, &wanted)?;
+        layer.bounded(&source)
+    }
+
+    /// What fetching needs: to read from these registries, and to fetch with git from public
+    /// forges and from the registries of that kind.
+    pub fn fetch(registries: &[Registry]) -> Self {
+        let source: Arc<str> = "fetch mode".into();
+        let lines = registries.iter().map(|registry| {
+            let host = registry.host.to_string();
+            let path = registry.path.trim_end_matches('/');
+            let place = at(&host, registry.port);
+            let text = match registry.kind {
+                RegistryKind::Git => format!("git fetch {place}{path}/**"),
+                // What a registry serves is anywhere below its host. A forge has more than that.
+                _ if is_forge(&host) => format!("READ {place}{path}/**"),
+                _ => format!("READ {place}/**"),
+            };
+            (text, registry.kind == RegistryKind::Npm)
+        });
+        let forges = FORGES.iter().map(|forge| (format!("git fetch {forge}/**"), false));
+        let rules = lines.chain(forges).filter_map(|(text, encoded_separators)| {
+            let line = Line::parse(&text).ok()?;
+            let origin = Origin { source: Arc::clone(&source), line: 0, text: text.into() };
+            Some(Rule { line, origin, service: None, except: Vec::new(), encoded_separators })
+        });
+        Self { allow: Some(rules.collect()), ..Self::default() }
+    }
+
+    /// The services that the layer speaks of.
+    pub fn services(&self) -> impl Iterator<Item = &str> {
+        self.services.iter().map(|section| &*section.name)
+    }
+
+    pub(crate) fn bounded(self, source: &str) -> Result<Self, Error> {
+        let allow = self.allow.iter().flatten().count();
+        let of_services: usize = self.services.iter().map(|section| section.allow.len()).sum();
+        if allow + self.deny.len() + of_services > Self::MAX_RULES {
+            return Err(Error {
+                source: source.to_owned(),
+                line: 0,
+                column: 0,
+                text: None,
+                fault: Fault::TooMany { limit: Self::MAX_RULES },
+            });
+        }
+        Ok(self)
+    }
+
+    /// Adds what is wanted of a service.
+    pub(crate) fn add(&mut self, service: &Service, wanted: &Wanted) -> Result<(), Error> {
+        let name: Arc<str> = service.name.as_str().into();
+        let catalogue: Arc<str> = format!("service {name}").into();
+        let rules = |written: &Written| -> Result<Vec<Rule>, Error> {
+            let lines = Line::of_service(&written.origin.text, service)
+                .map_err(|problem| written.error(problem.at, problem.text))?;
+            let is_managed = |line: &Line| {
+                let at = |host: &Authority| {
+                    line.hosts == Hosts::of(&host.host)
+                        && line.port.unwrap_or(DEFAULT_PORT) == host.port
+                };
+                service.inject_hosts.iter().any(at)
+                    || service.git.iter().flat_map(|git| &git.hosts).any(at)
+            };
+            let rule = |line: Line| Rule {
+                service: is_managed(&line).then(|| Arc::clone(&name)),
+                line,
+                origin: written.origin.clone(),
+                except: Vec::new(),
+                encoded_separators: false,
+            };
+            Ok(lines.into_iter().map(rule).collect())
+        };
+        let all = |list: &[Written]| -> Result<Vec<Rule>, Error> {
+            list.iter().map(rules).collect::<Result<Vec<_>, _>>().map(|rules| rules.concat())
+        };
+        let of_catalogue = |lines: &[String]| -> Result<Vec<Rule>, Error> {
+            let lines: Vec<_> = lines.iter().map(|text| Written::new(&catalogue, text)).collect();
+            all(&lines)
+        };
+
+        let named = all(&wanted.allow)?;
+        let mut allow = named.clone();
+        if let Some((is_full, place)) = &wanted.access {
+            allow.extend(of_catalogue(if *is_full { &service.full } else { &service.read_only })?);
+            for plain in &service.plain_hosts {
+                let verb = if *is_full { "ANY" } else { "READ" };
+                let text = format!("{verb} {}", at(&plain.pattern, plain.port));
+                let origin = Origin { text: text.into(), ..place.origin.clone() };
+                allow.push(host_rule(Written { origin, column: place.column }, false)?);
+            }
+        }
+        let mut deny = of_catalogue(&service.deny)?;
+        for rule in &mut deny {
+            let is_meant = |line: &&Line| line.names_what() && rule.line.covers(line);
+            rule.except = named.iter().map(|rule| &rule.line).filter(is_meant).cloned().collect();
+        }
+        deny.extend(all(&wanted.deny)?);
+        for rule in &mut deny {
+            rule.service = None;
+        }
+        self.deny.extend(deny);
+        let mut hosts = service.inject_hosts.clone();
+        hosts.extend(service.git.iter().flat_map(|git| git.hosts.clone()));
+        let section = Section { name, hosts, leniency: service.leniency, allow };
+        self.services.push(section);
+        Ok(())
+    }
+}
+
+/// Public hosts of repositories, whose names of owners and repositories have no case.
+const FORGES: [&str; 4] = ["github.com", "gitlab.com", "bitbucket.org", "codeberg.org"];
+
+/// Whether a host is a public one of repositories.
+pub(crate) fn is_forge(host: &str) -> bool {
+    FORGES.contains(&host)
+}
+
+fn at(host: &str, port: u16) -> String {
+    match port {
+        DEFAULT_PORT => host.to_owned(),
+        port => format!("{host}:{port}"),
+    }
+}
+
+/// Reads a line that names its hosts.
+pub(crate) fn host_rule(written: Written, is_deny: bool) -> Result<Rule, Error> {
+    let line = Line::anywhere(&written.origin.text)
+        .map_err(|problem| written.error(problem.at, problem.text))?;
+    if is_deny && line.what == What::Tunnel {
+        let text = "to deny a host, write it alone, without `tunnel`".to_owned();
+        return Err(written.error(0, text));
+    }
+    Ok(Rule {
+        line,
+        origin: written.origin,
+        service: None,
+        except: Vec::new(),
+        encoded_separators: false,
+    })
+}
+
+impl Written {
+    fn new(source: &Arc<str>, text: &str) -> Self {
+        Self {
+            origin: Origin { source: Arc::clone(source), line: 0, text: text.into() },
+            column: 1,
+        }
+    }
+
+    /// A mistake at a byte of the line.
+    pub(crate) fn error(&self, at: usize, text: String) -> Error {
+        let before = self.origin.text.get(..at).map_or(0, |before| before.chars().count());
+        Error {
+            source: self.origin.source.to_string(),
+            line: self.origin.line,
+            column: self.column.saturating_add(u32::try_from(before).unwrap_or(u32::MAX)),
+            text: Some(self.origin.text.to_string()),
+            fault: Fault::Rule(text),
+        }
+    }
+}

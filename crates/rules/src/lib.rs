@@ -1,0 +1,32 @@
+//! Endpoint rules: what a sandbox may reach, from lines of text to a verdict.
+//!
+//! A line ([`Line`]) names hosts and what may be done there: `READ api.github.com/repos/acme/**`,
+//! `git push github.com/acme/web refs/heads/agent/**`. Lines make layers ([`Layer`]), layers make
+//! [`Rules`], and those decide about names, connections, requests and, where a rule looks so far,
+//! bodies. No I/O and no clock. How lines are written is in `docs/network.md`.
+#![forbid(unsafe_code)]
+
+mod body;
+mod entry;
+mod error;
+mod file;
+mod glob;
+mod layer;
+mod line;
+mod method;
+mod nearest;
+mod origin;
+mod registry;
+mod request;
+mod rules;
+mod tenants;
+
+pub use body::BodyRule;
+pub use error::{Error, Fault};
+pub use layer::{Access, Layer};
+pub use line::Line;
+pub use origin::Origin;
+pub use registry::{Registry, RegistryKind};
+pub use request::{Allowed, Endpoint, Kind, Mode, Refusal, Request, Verdict};
+pub use rules::{Rules, Warning};
+pub use tenants::shared_suffix;
