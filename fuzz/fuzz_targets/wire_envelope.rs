@@ -100,6 +100,8 @@ fn read_all(json: &[u8]) {
         op::TarOut,
         op::Clock,
         op::Reseed,
+        op::Network,
+        op::NetworkReply,
         op::Info,
         op::Shutdown,
         op::AgentOpen,

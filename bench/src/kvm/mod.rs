@@ -156,7 +156,7 @@ async fn run(store: &Store, monitor: Monitor, tracing: Tracing) -> Outcome<Boot>
     let begun = now();
     let (monitor, carrier) = monitor.start(Order { assets, root, agent }).await?;
     let pid = monitor.pid()?;
-    let guest = Guest::connect(carrier, SANDBOX, key, PATIENCE).await?;
+    let guest = Guest::connect(carrier, SANDBOX, key, PATIENCE, None).await?;
     let answered = now() - begun;
     guest.freshen().await?;
     let ready = now() - begun;

@@ -139,6 +139,7 @@ impl Manager {
             min_isolation: rules::least(&row),
             keep,
             console,
+            network: None,
         };
         let begun = Instant::now();
         let sandbox = match self.supervisor.create(spec, observer).await {

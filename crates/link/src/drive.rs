@@ -3,10 +3,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use wire::connection::{Connection, Event, Side, TYPICAL_READ, cancelled};
@@ -16,7 +19,7 @@ use wire::handshake::{Hello, Scanner};
 use wire::op::{AgentOpen, ErrorCode, OpError, Operation};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::{LinkError, random};
+use crate::{GuestStreams, LinkError, random};
 
 /// How often the host knocks while no agent answers. Nothing is lost while a guest boots, its
 /// port takes nothing before it is open; but an agent that still reads what an earlier host
@@ -28,6 +31,8 @@ const TRANSMIT: usize = 256 << 10;
 
 pub(crate) struct Shared {
     state: Mutex<State>,
+    /// Who takes the streams of tasks, if they may have any.
+    takes: Option<Arc<dyn GuestStreams>>,
     transmit: Arc<Notify>,
     ended: watch::Sender<Option<LinkError>>,
 }
@@ -54,16 +59,24 @@ struct State {
 #[derive(Default)]
 struct Inbox {
     chunks: VecDeque<Vec<u8>>,
+    /// Bytes of the first chunk that were read.
+    read: usize,
     end: Option<Result<Vec<u8>, OpError>>,
     readable: Arc<Notify>,
     writable: Arc<Notify>,
+    /// Of the two halves of a [`GuestStream`].
+    wakers: [Option<Waker>; 2],
 }
+
+const READER: usize = 0;
+const WRITER: usize = 1;
 
 /// Finds the agent and starts the two tasks.
 pub(crate) async fn connect<R, W>(
     mut reader: R,
     mut writer: W,
     sealer: impl FnOnce(u64) -> Sealer,
+    takes: Option<Arc<dyn GuestStreams>>,
 ) -> Result<Arc<Shared>, LinkError>
 where
     R: AsyncRead + Unpin + Send + 'static,
@@ -104,6 +117,7 @@ where
             pings: HashMap::new(),
             next_ping: 0,
         }),
+        takes,
         transmit: Arc::default(),
         ended: watch::Sender::new(None),
     });
@@ -188,6 +202,8 @@ async fn transmit<W: AsyncWrite + Unpin>(
 impl Drop for Shared {
     fn drop(&mut self) {
         self.transmit.notify_one();
+        // They see that there is no connection any more.
+        self.lock().streams.values_mut().for_each(Inbox::wake);
     }
 }
 
@@ -198,15 +214,29 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn accept(&self, bytes: &[u8]) -> Result<(), LinkError> {
-        let mut state = self.lock();
-        let state = &mut *state;
-        state.connection.receive(bytes)?;
-        while let Some(event) = state.connection.poll_event() {
-            state.dispatch(event)?;
+    fn accept(self: &Arc<Self>, bytes: &[u8]) -> Result<(), LinkError> {
+        let mut opened = Vec::new();
+        {
+            let mut state = self.lock();
+            let state = &mut *state;
+            state.connection.receive(bytes)?;
+            while let Some(event) = state.connection.poll_event() {
+                state.dispatch(event, self.takes.is_some(), &mut opened)?;
+            }
+            if state.connection.wants_transmit() {
+                self.transmit.notify_one();
+            }
         }
-        if state.connection.wants_transmit() {
-            self.transmit.notify_one();
+        // Whoever takes them may use them at once, for which the lock has to be free.
+        if let Some(takes) = &self.takes {
+            for (id, kind) in opened {
+                let stream = GuestStream { id, shared: Arc::downgrade(self), is_over: false };
+                match kind {
+                    AgentOpen::Connect { address, port } => takes.connect(address, port, stream),
+                    AgentOpen::Dns {} => takes.dns(stream),
+                    AgentOpen::Stderr { .. } => {}
+                }
+            }
         }
         Ok(())
     }
@@ -220,11 +250,7 @@ impl Shared {
             first
         });
         let mut state = self.lock();
-        for inbox in state.streams.values() {
-            inbox.readable.notify_waiters();
-            inbox.readable.notify_one();
-            inbox.writable.notify_one();
-        }
+        state.streams.values_mut().for_each(Inbox::wake);
         for wanted in state.stderr_wanted.values() {
             wanted.notify_one();
         }
@@ -297,7 +323,13 @@ impl Shared {
 }
 
 impl State {
-    fn dispatch(&mut self, event: Event) -> Result<(), LinkError> {
+    /// Streams that tasks opened are added to `opened`, or refused where nobody `takes` them.
+    fn dispatch(
+        &mut self,
+        event: Event,
+        takes: bool,
+        opened: &mut Vec<(StreamId, AgentOpen)>,
+    ) -> Result<(), LinkError> {
         match event {
             // An echo of a second knock.
             Event::Hello(_) | Event::Knock(_) => {}
@@ -313,6 +345,15 @@ impl State {
                 }
                 // Its process was given up meanwhile.
                 Ok(AgentOpen::Stderr { .. }) => self.connection.reset(id, &cancelled()),
+                Ok(kind) if takes => {
+                    self.streams.entry(id).or_default();
+                    opened.push((id, kind));
+                }
+                Ok(_) => {
+                    let message = "this sandbox has no network";
+                    let refusal = OpError::new(ErrorCode::PermissionDenied, message);
+                    self.connection.reset(id, &refusal);
+                }
                 Err(_) => {
                     let refusal = OpError::new(ErrorCode::Unsupported, "no such stream kind");
                     self.connection.reset(id, &refusal);
@@ -325,8 +366,8 @@ impl State {
             Event::Closed(id, payload) => self.finish(id, Ok(payload)),
             Event::Reset(id, error) => self.finish(id, Err(error)),
             Event::Writable(id) => {
-                if let Some(inbox) = self.streams.get(&id) {
-                    inbox.writable.notify_one();
+                if let Some(inbox) = self.streams.get_mut(&id) {
+                    inbox.wake_writer();
                 }
             }
             Event::Pong(token) => {
@@ -344,8 +385,7 @@ impl State {
         }
         if let Some(inbox) = self.streams.get_mut(&id) {
             inbox.end = Some(end);
-            inbox.readable.notify_one();
-            inbox.writable.notify_one();
+            inbox.wake();
         }
     }
 }
@@ -357,7 +397,46 @@ impl Inbox {
             Some(last) if last.len() + bytes.len() <= MAX_DATA => last.extend_from_slice(&bytes),
             _ => self.chunks.push_back(bytes),
         }
+        self.wake_reader();
+    }
+
+    fn wake_reader(&mut self) {
         self.readable.notify_one();
+        if let Some(waker) = self.wakers[READER].take() {
+            waker.wake();
+        }
+    }
+
+    fn wake_writer(&mut self) {
+        self.writable.notify_one();
+        if let Some(waker) = self.wakers[WRITER].take() {
+            waker.wake();
+        }
+    }
+
+    fn wake(&mut self) {
+        // Several may read the same end.
+        self.readable.notify_waiters();
+        self.wake_reader();
+        self.wake_writer();
+    }
+
+    /// Copies what is there; how many bytes.
+    fn read_into(&mut self, buffer: &mut ReadBuf<'_>) -> usize {
+        let before = buffer.remaining();
+        while buffer.remaining() > 0
+            && let Some(chunk) = self.chunks.front()
+        {
+            let rest = &chunk[self.read..];
+            let count = rest.len().min(buffer.remaining());
+            buffer.put_slice(&rest[..count]);
+            self.read += count;
+            if self.read == chunk.len() {
+                self.chunks.pop_front();
+                self.read = 0;
+            }
+        }
+        before - buffer.remaining()
     }
 }
 
@@ -474,5 +553,136 @@ impl Drop for Stream {
             state.connection.reset(id, &cancelled());
         }
         self.shared.transmit.notify_one();
+    }
+}
+
+/// A stream that a task of the guest opened: one TCP connection, or its questions for names.
+///
+/// Reading ends where the task ends its half; `shutdown` ends the host's, behind what was written.
+/// Dropped after that, it ends behind its last bytes. Dropped before, it is a reset, and so is
+/// the task's connection. It keeps no connection to a guest alive.
+pub struct GuestStream {
+    id: StreamId,
+    shared: Weak<Shared>,
+    is_over: bool,
+}
+
+impl fmt::Debug for GuestStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GuestStream({})", self.id)
+    }
+}
+
+impl GuestStream {
+    /// Ends it both ways, at once: the task sees its connection reset. The error is for the
+    /// record; no task is told.
+    pub fn refuse(mut self, error: &OpError) {
+        self.is_over = true;
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut state = shared.lock();
+        state.streams.remove(&self.id);
+        state.connection.reset(self.id, error);
+        shared.transmit.notify_one();
+    }
+
+    fn upgrade(&self) -> io::Result<Arc<Shared>> {
+        self.shared.upgrade().ok_or_else(|| disconnected("the connection was dropped"))
+    }
+}
+
+fn disconnected(reason: impl fmt::Display) -> io::Error {
+    let message = format!("the connection to the guest ended: {reason}");
+    io::Error::new(io::ErrorKind::BrokenPipe, message)
+}
+
+fn reset(error: &OpError) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, error.clone())
+}
+
+impl AsyncRead for GuestStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let shared = self.upgrade()?;
+        let mut state = shared.lock();
+        let State { streams, connection, .. } = &mut *state;
+        let Some(inbox) = streams.get_mut(&self.id) else { return Poll::Ready(Ok(())) };
+        let count = inbox.read_into(buffer);
+        if count > 0 {
+            connection.consumed(self.id, count);
+            if connection.wants_transmit() {
+                shared.transmit.notify_one();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match &inbox.end {
+            Some(Ok(_)) => return Poll::Ready(Ok(())),
+            Some(Err(error)) => return Poll::Ready(Err(reset(error))),
+            None => shared.check().map_err(disconnected)?,
+        }
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        inbox.wakers[READER] = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for GuestStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let shared = self.upgrade()?;
+        shared.check().map_err(disconnected)?;
+        let mut state = shared.lock();
+        let State { streams, connection, .. } = &mut *state;
+        let Some(inbox) = streams.get_mut(&self.id) else {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        };
+        if let Some(Err(error)) = &inbox.end {
+            return Poll::Ready(Err(reset(error)));
+        }
+        if !connection.is_writable(self.id) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let count = connection.room(self.id).min(bytes.len()).min(MAX_DATA);
+        if count == 0 {
+            inbox.wakers[WRITER] = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        connection.send(self.id, bytes[..count].to_vec());
+        shared.transmit.notify_one();
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shared = self.upgrade()?;
+        shared.lock().connection.close(self.id, Vec::new());
+        shared.transmit.notify_one();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for GuestStream {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        if self.is_over {
+            return;
+        }
+        let mut state = shared.lock();
+        state.streams.remove(&self.id);
+        state.connection.abandon(self.id);
+        shared.transmit.notify_one();
     }
 }

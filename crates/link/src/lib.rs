@@ -3,16 +3,19 @@
 //!
 //! [`Guest::connect`] takes any byte stream, shakes hands, and drives it in two tasks. Every
 //! [`Guest::call`] is a signed operation on a stream of its own; dropping what it returns
-//! cancels the operation.
+//! cancels the operation. What tasks open, a [`GuestStream`] each, goes to a [`GuestStreams`].
 #![forbid(unsafe_code)]
 
 mod call;
 mod drive;
 
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use call::{Call, Input, Output, Process};
+pub use drive::GuestStream;
 use drive::Shared;
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::connection::ProtocolError;
@@ -70,6 +73,16 @@ impl From<SealError> for LinkError {
     }
 }
 
+/// Takes what the tasks of one guest open. Neither method may block: the guest's connection waits
+/// for it. All that they are told comes from the guest, and is to be judged as such.
+pub trait GuestStreams: fmt::Debug + Send + Sync + 'static {
+    /// A task connected to this address and port. Whatever it sends is there to be read.
+    fn connect(&self, address: IpAddr, port: u16, stream: GuestStream);
+
+    /// Tasks ask for names on this stream: see [`AgentOpen::Dns`](wire::op::AgentOpen::Dns).
+    fn dns(&self, stream: GuestStream);
+}
+
 /// A live agent. Clones speak to the same one.
 #[derive(Debug, Clone)]
 pub struct Guest {
@@ -78,7 +91,8 @@ pub struct Guest {
 
 impl Guest {
     /// Shakes hands on `carrier` and starts to drive it. The agent must know the public half
-    /// of `key` and that it is `sandbox`.
+    /// of `key` and that it is `sandbox`. What its tasks open goes to `streams`; without, it is
+    /// refused.
     ///
     /// # Errors
     /// `Unanswered` after `patience`; `Disconnected`, `Protocol` and `Version` as they say.
@@ -87,12 +101,14 @@ impl Guest {
         sandbox: &str,
         key: SigningKey,
         patience: Duration,
+        streams: Option<Arc<dyn GuestStreams>>,
     ) -> Result<Self, LinkError>
     where
         C: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (reader, writer) = tokio::io::split(carrier);
-        let connecting = drive::connect(reader, writer, |last| Sealer::new(key, sandbox, last));
+        let sealer = |last| Sealer::new(key, sandbox, last);
+        let connecting = drive::connect(reader, writer, sealer, streams);
         match tokio::time::timeout(patience, connecting).await {
             Ok(shared) => Ok(Self { shared: shared? }),
             Err(_) => Err(LinkError::Unanswered(patience)),

@@ -30,7 +30,7 @@ async fn boot(mock: &Mock, key: &SigningKey) -> Box<dyn Machine> {
 
 async fn connect(machine: &mut dyn Machine, sandbox: &str, key: SigningKey) -> Guest {
     let carrier = machine.carrier().unwrap();
-    Guest::connect(carrier, sandbox, key, Duration::from_secs(5)).await.unwrap()
+    Guest::connect(carrier, sandbox, key, Duration::from_secs(5), None).await.unwrap()
 }
 
 async fn guest(mock: &Mock) -> (Box<dyn Machine>, Guest) {
@@ -109,7 +109,8 @@ async fn a_guest_that_goes_away_ends_every_call() {
 async fn silence_is_reported_after_the_caller_s_patience() {
     let (host, _guest) = tokio::io::duplex(1024);
     let patience = Duration::from_millis(50);
-    let error = Guest::connect(host, "sb", generate_key().unwrap(), patience).await.unwrap_err();
+    let error =
+        Guest::connect(host, "sb", generate_key().unwrap(), patience, None).await.unwrap_err();
     assert!(matches!(error, LinkError::Unanswered(_)));
 }
 
@@ -124,7 +125,8 @@ async fn garbage_from_a_guest_is_a_protocol_error() {
         evil.write_all(&[0xff; 64]).await.unwrap();
         std::future::pending::<()>().await;
     });
-    let error = Guest::connect(host, "sb", generate_key().unwrap(), Duration::from_secs(5)).await;
+    let error =
+        Guest::connect(host, "sb", generate_key().unwrap(), Duration::from_secs(5), None).await;
     assert!(matches!(error.unwrap_err(), LinkError::Protocol(_)));
 }
 

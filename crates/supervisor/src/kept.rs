@@ -342,7 +342,7 @@ async fn stop(directory: &Path, info: &KeptInfo) -> Result<(), Error> {
     let socket = directory.join(SOCKET);
     let Ok(carrier) = tokio::net::UnixStream::connect(&socket).await else { return Ok(()) };
     let key = read_key(directory)?;
-    match Guest::connect(carrier, &info.id, key, STOP_PATIENCE).await {
+    match Guest::connect(carrier, &info.id, key, STOP_PATIENCE, None).await {
         Ok(guest) => {
             // It may be gone before it has answered.
             let _ = guest.ask(&Shutdown {}).await;

@@ -15,6 +15,7 @@ mod prepare;
 mod sandbox;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Attachment, BootSpec, Machine};
@@ -34,7 +35,7 @@ pub use error::{Error, ErrorKind};
 pub use image::{ImageInfo, ImageRef};
 pub use kept::KeptInfo;
 pub use launch::Launcher;
-pub use link::{Call, Guest, Input, LinkError, Output, Process};
+pub use link::{Call, Guest, GuestStream, GuestStreams, Input, LinkError, Output, Process};
 pub use observe::{Observer, Phase, Step};
 pub use sandbox::{Sandbox, Teardown, Timings};
 pub use workspace::Hidden;
@@ -76,6 +77,17 @@ pub struct SandboxSpec {
     pub keep: bool,
     /// The kernel's messages on stderr.
     pub console: bool,
+    /// The way out; none when absent.
+    pub network: Option<Network>,
+}
+
+/// The way out of a sandbox: who takes what its tasks open, and what they are told of it.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// Takes every connection and every question for a name, and decides.
+    pub streams: Arc<dyn GuestStreams>,
+    /// What the sandbox is told before its first task.
+    pub operation: wire::op::Network,
 }
 
 impl Default for SandboxSpec {
@@ -92,6 +104,7 @@ impl Default for SandboxSpec {
             min_isolation: None,
             keep: false,
             console: false,
+            network: None,
         }
     }
 }
@@ -221,18 +234,35 @@ impl Supervisor {
     /// # Errors
     /// `NoSuchSandbox`; `Busy` where it does not answer.
     pub async fn attach(&self, name: &str) -> Result<Sandbox, Error> {
+        self.attach_with(name, None).await
+    }
+
+    /// The same, with a way out in the place of the one that it had. One that had none gets none:
+    /// that is decided before its first task.
+    ///
+    /// # Errors
+    /// As [`Self::attach`], and `Guest` where the sandbox has no network.
+    pub async fn attach_with(
+        &self,
+        name: &str,
+        network: Option<Network>,
+    ) -> Result<Sandbox, Error> {
         let begun = Instant::now();
         let (info, key, socket) = self.kept.find(name)?;
         let busy = || Error::Busy(name.to_owned());
         let carrier = tokio::net::UnixStream::connect(&socket).await.map_err(|_| busy())?;
-        let guest = Guest::connect(carrier, &info.id, key, Duration::from_secs(20)).await.map_err(
-            |error| match error {
-                LinkError::Unanswered(_) => busy(),
-                error => Error::Guest(error),
-            },
-        )?;
+        let (streams, operation) = Network::split(network);
+        let patience = Duration::from_secs(20);
+        let guest = Guest::connect(carrier, &info.id, key, patience, streams).await;
+        let guest = guest.map_err(|error| match error {
+            LinkError::Unanswered(_) => busy(),
+            error => Error::Guest(error),
+        })?;
         // Time has passed, and a host that slept took the guest's clock along.
         guest.freshen().await.map_err(Error::Guest)?;
+        if let Some(operation) = operation {
+            guest.ask(&operation).await.map_err(Error::Guest)?;
+        }
         let timings = Timings { agent_ms: milliseconds(begun.elapsed()), ..Timings::default() };
         Ok(Sandbox::new(info, None, guest, timings, Some(self.kept.clone())))
     }
@@ -309,7 +339,7 @@ impl Plan<'_> {
         let mut machine = engine.boot(boot).await.map_err(Error::Engine)?;
         let launched = begun.elapsed();
         info.pid = machine.monitor_pid().unwrap_or(0);
-        match take_up(machine.as_mut(), &info, key, record).await {
+        match take_up(machine.as_mut(), &info, key, record, spec.network).await {
             Ok((guest, answered)) => {
                 let timings = Timings {
                     prepare_ms: milliseconds(prepared_in),
@@ -337,15 +367,20 @@ async fn take_up(
     info: &KeptInfo,
     key: link::SigningKey,
     record: Option<kept::Record>,
+    network: Option<Network>,
 ) -> Result<(Guest, Instant), Error> {
     if let Some(record) = record {
         record.complete(info)?;
     }
     let carrier = machine.carrier().map_err(Error::Engine)?;
-    let connecting = Guest::connect(carrier, &info.id, key, BOOT_PATIENCE);
+    let (streams, operation) = Network::split(network);
+    let connecting = Guest::connect(carrier, &info.id, key, BOOT_PATIENCE, streams);
     let guest = alive(machine, connecting).await?;
     let answered = Instant::now();
     alive(machine, guest.freshen()).await?;
+    if let Some(operation) = operation {
+        alive(machine, guest.ask(&operation)).await?;
+    }
     Ok((guest, answered))
 }
 
@@ -358,6 +393,12 @@ async fn alive<T>(
         Ok(value) => Ok(value),
         Err(LinkError::Disconnected(_)) => Err(Error::MachineEnded(machine.ended().await)),
         Err(error) => Err(Error::Guest(error)),
+    }
+}
+
+impl Network {
+    fn split(this: Option<Self>) -> (Option<Arc<dyn GuestStreams>>, Option<wire::op::Network>) {
+        this.map(|network| (network.streams, network.operation)).unzip()
     }
 }
 

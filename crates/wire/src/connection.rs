@@ -111,6 +111,8 @@ struct Stream {
     scheduled: bool,
     local: Half,
     remote_closed: bool,
+    /// Nobody reads what still comes: once all was sent, the stream ends both ways.
+    unread: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -133,6 +135,7 @@ impl Stream {
             scheduled: false,
             local: Half::Open,
             remote_closed: false,
+            unread: false,
         }
     }
 
@@ -376,6 +379,17 @@ impl Connection {
         }
     }
 
+    /// Nobody will read what the peer still sends. Where this side's half was closed, what was
+    /// queued still goes out, and then the stream ends both ways, as a socket does that is closed
+    /// behind its last bytes; where it was not, it is a reset.
+    pub fn abandon(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        match stream.local {
+            Half::Closing(_) => stream.unread = true,
+            Half::Open | Half::Closed => self.reset(id, &cancelled()),
+        }
+    }
+
     /// Ends the stream in both directions and drops what was queued.
     pub fn reset(&mut self, id: StreamId, error: &OpError) {
         if self.streams.remove(&id).is_some() {
@@ -442,8 +456,12 @@ impl Connection {
         } else if let Half::Closing(payload) = &mut stream.local {
             let payload = std::mem::take(payload);
             stream.local = Half::Closed;
+            let unread = stream.unread;
             out.extend_from_slice(&Frame::Close(id, payload).encode());
             self.forget_if_over(id);
+            if unread {
+                self.reset(id, &cancelled());
+            }
             return;
         }
         self.schedule(id);
@@ -597,6 +615,48 @@ mod tests {
         assert!(!events(&mut host).iter().any(|event| matches!(event, Event::Data(..))));
         carry(&mut host, &mut agent);
         assert_eq!(events(&mut agent), [Event::Reset(id, cancelled())]);
+    }
+
+    #[test]
+    fn an_abandoned_stream_ends_behind_its_last_bytes() {
+        let (mut host, mut agent) = pair();
+        carry(&mut agent, &mut host);
+        events(&mut host);
+        let id = open(&mut host, &mut agent);
+        agent.send(id, b"last".to_vec());
+        agent.close(id, Vec::new());
+        agent.abandon(id);
+        carry(&mut agent, &mut host);
+        let last = Event::Data(id, b"last".to_vec());
+        let ends = [last, Event::Closed(id, Vec::new()), Event::Reset(id, cancelled())];
+        assert_eq!(events(&mut host), ends);
+        assert!(!host.is_writable(id));
+    }
+
+    #[test]
+    fn a_stream_abandoned_before_its_end_is_reset() {
+        let (mut host, mut agent) = pair();
+        carry(&mut agent, &mut host);
+        events(&mut host);
+        let id = open(&mut host, &mut agent);
+        agent.send(id, b"lost".to_vec());
+        agent.abandon(id);
+        carry(&mut agent, &mut host);
+        assert_eq!(events(&mut host), [Event::Reset(id, cancelled())]);
+    }
+
+    #[test]
+    fn nothing_follows_a_stream_that_both_sides_closed() {
+        let (mut host, mut agent) = pair();
+        carry(&mut agent, &mut host);
+        events(&mut host);
+        let id = open(&mut host, &mut agent);
+        host.close(id, Vec::new());
+        carry(&mut host, &mut agent);
+        agent.close(id, Vec::new());
+        agent.abandon(id);
+        carry(&mut agent, &mut host);
+        assert_eq!(events(&mut host), [Event::Closed(id, Vec::new())]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Every payload refuses unknown fields: what was signed is what is understood.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,7 @@ operations! {
     TarOut = "tar-out" -> Transferred;
     Clock = "clock" -> Done;
     Reseed = "reseed" -> Done;
+    Network = "network" -> NetworkReply;
     Info = "info" -> GuestInfo;
     Shutdown = "shutdown" -> Done;
 }
@@ -538,6 +540,32 @@ pub struct Reseed {
     pub entropy: Secret,
 }
 
+/// Gives the sandbox a way out. Without it there is no interface but loopback.
+///
+/// Every TCP connection that a task makes becomes a stream of its own ([`AgentOpen::Connect`]),
+/// and all questions for names go over one ([`AgentOpen::Dns`]): what becomes of either is the
+/// host's decision. Only before the first task, or again by a host that took the sandbox up, whose
+/// certificate and variables then take the place of those before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// The certificate, in PEM, of the authority that the host signs with: tasks are to trust it
+    /// beside those that the image trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<String>,
+    /// Defaults of every task's environment, over the agent's own and below what its [`Exec`]
+    /// names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<(Text, Text)>,
+}
+
+/// Reply of [`Network`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkReply {
+    /// The variables that tell programs of the certificate, which every task has now.
+    pub env: Vec<(Text, Text)>,
+}
+
 /// Asks what the guest is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -574,6 +602,17 @@ pub enum AgentOpen {
         /// The stream that the host opened.
         of: u32,
     },
+    /// One TCP connection of a task. Its bytes each way, and an end of either way by itself. A
+    /// reset of the stream is one of the connection.
+    Connect {
+        /// Where the task meant to go.
+        address: IpAddr,
+        /// The port there.
+        port: u16,
+    },
+    /// DNS messages each way, each behind its length as a big-endian u16 (RFC 1035, 4.2.2). Answers
+    /// come in any order; the message's id tells whose.
+    Dns {},
 }
 
 /// Why an operation failed: the JSON of a reset.
@@ -625,4 +664,32 @@ pub enum ErrorCode {
     Cancelled,
     /// The system refused for another reason, which the message tells.
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_agent_opens_names_an_address_and_a_port() {
+        let open = AgentOpen::Connect { address: "2001:db8::1".parse().unwrap(), port: 443 };
+        let json = r#"{"kind":"connect","address":"2001:db8::1","port":443}"#;
+        assert_eq!(serde_json::to_string(&open).unwrap(), json);
+        assert_eq!(serde_json::from_str::<AgentOpen>(json).unwrap(), open);
+        let dns = serde_json::from_str::<AgentOpen>(r#"{"kind":"dns"}"#).unwrap();
+        assert_eq!(dns, AgentOpen::Dns {});
+    }
+
+    #[test]
+    fn what_is_no_address_or_more_than_is_known_is_refused() {
+        for json in [
+            r#"{"kind":"connect","address":"example.com","port":443}"#,
+            r#"{"kind":"connect","address":"127.1","port":443}"#,
+            r#"{"kind":"connect","address":"192.0.2.1","port":65536}"#,
+            r#"{"kind":"connect","address":"192.0.2.1","port":80,"name":"x"}"#,
+            r#"{"kind":"dns","of":1}"#,
+        ] {
+            assert!(serde_json::from_str::<AgentOpen>(json).is_err(), "{json}");
+        }
+    }
 }
