@@ -194,6 +194,11 @@ impl Entry {
     /// Whether a request at its place is what it is about.
     pub(crate) fn meets(&self, request: &Request<'_>, method: Methods, side: Side) -> Match {
         let is_deny = side == Side::Deny;
+        let has_refs = matches!(&self.what, What::Git { refs, .. } if !refs.is_empty());
+        // A denial of some refs says nothing about the rest of a push.
+        if is_deny && has_refs && !matches!(self.gate, Gate::Pack(_)) {
+            return Match::No;
+        }
         let is_met = match &self.gate {
             Gate::Whole => true,
             Gate::Tcp => false,
@@ -226,8 +231,7 @@ impl Entry {
                         && !request.websocket
                         && request.query.pairs().next().is_none()
                         && request.path.segments().last().is_some_and(|last| last == name));
-                let refs = matches!(&self.what, What::Git { refs, .. } if !refs.is_empty());
-                match (is_head, refs) {
+                match (is_head, has_refs) {
                     (false, _) => return Match::No,
                     (true, true) => return Match::Body,
                     (true, false) => true,
@@ -251,8 +255,9 @@ impl Entry {
             return Match::No;
         }
         // In a GET the query of the address is what a body is otherwise.
-        let is_asked = method == Methods::POST
-            || (method == Methods::GET && request.query.pairs().next().is_some());
+        let is_get = method == Methods::GET || side == Side::Deny;
+        let is_asked =
+            method == Methods::POST || (is_get && request.query.pairs().next().is_some());
         match (is_asked, &self.what) {
             (true, What::GraphQl { kind: None, fields, .. })
                 if side == Side::Deny && fields.is_empty() =>

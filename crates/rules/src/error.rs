@@ -1,18 +1,19 @@
 //! Why rules cannot be loaded.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// A mistake in rules: where it is, what it is and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     /// The file, or what else the rule came from.
-    pub source: String,
+    pub source: Arc<str>,
     /// From 1. 0 where the source has no lines; then `text` shows the rule.
     pub line: u32,
     /// In characters, from 1.
     pub column: u32,
     /// The rule, where there is one.
-    pub text: Option<String>,
+    pub text: Option<Arc<str>>,
     /// What is wrong there.
     pub fault: Fault,
 }
@@ -73,18 +74,6 @@ pub enum Fault {
     /// A rule that says nothing we understand.
     #[error("{0}")]
     Rule(String),
-    /// A service's credential would go to hosts that anybody can have.
-    #[error(
-        "the service {service} has a credential for {host}, and anybody can have a host below {suffix}; name the exact host"
-    )]
-    SharedHost {
-        /// The service.
-        service: String,
-        /// As it is written.
-        host: String,
-        /// What the host is below.
-        suffix: &'static str,
-    },
     /// A tunnel to a host whose requests are to carry a credential.
     #[error(
         "{host} is a tunnel, and requests inside a tunnel cannot carry the credential of {service}; take out one of the two"

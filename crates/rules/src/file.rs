@@ -57,7 +57,7 @@ impl Reader<'_> {
 
     fn error(&self, span: Range<usize>, fault: Fault) -> Error {
         let (line, column) = self.place(span.start);
-        Error { source: self.source.to_string(), line, column, text: None, fault }
+        Error { source: Arc::clone(&self.source), line, column, text: None, fault }
     }
 
     fn mistyped(&self, node: &Node<'_>, key: &str, wanted: &'static str) -> Error {

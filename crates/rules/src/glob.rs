@@ -45,11 +45,9 @@ impl Glob {
             // `a*` is never nothing, while `**` within one label cannot be written.
             (Self::Any, Self::Parts(parts)) => folded || parts.iter().any(|part| !part.is_empty()),
             (Self::Parts(one), Self::Parts(other)) => {
-                let same = |(a, b): (&Box<str>, &Box<str>)| match folded {
-                    true => a.eq_ignore_ascii_case(b),
-                    false => a == b,
-                };
-                one.len() == other.len() && one.iter().zip(other).all(same)
+                let same =
+                    |a: &str, b: &str| if folded { a.eq_ignore_ascii_case(b) } else { a == b };
+                one.len() == other.len() && one.iter().zip(other).all(|(a, b)| same(a, b))
             }
             (Self::Literal(_) | Self::Parts(_), _) => false,
         }

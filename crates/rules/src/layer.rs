@@ -167,7 +167,7 @@ impl Layer {
         let of_services: usize = self.services.iter().map(|section| section.allow.len()).sum();
         if allow + self.deny.len() + of_services > Self::MAX_RULES {
             return Err(Error {
-                source: source.to_owned(),
+                source: source.into(),
                 line: 0,
                 column: 0,
                 text: None,
@@ -282,10 +282,10 @@ impl Written {
     pub(crate) fn error(&self, at: usize, text: String) -> Error {
         let before = self.origin.text.get(..at).map_or(0, |before| before.chars().count());
         Error {
-            source: self.origin.source.to_string(),
+            source: Arc::clone(&self.origin.source),
             line: self.origin.line,
             column: self.column.saturating_add(u32::try_from(before).unwrap_or(u32::MAX)),
-            text: Some(self.origin.text.to_string()),
+            text: Some(Arc::clone(&self.origin.text)),
             fault: Fault::Rule(text),
         }
     }

@@ -7,12 +7,17 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod document;
 mod entry;
 mod error;
 mod file;
+mod git;
 mod glob;
+mod graphql;
+mod json;
 mod layer;
 mod line;
+mod mcp;
 mod method;
 mod nearest;
 mod origin;

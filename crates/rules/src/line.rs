@@ -140,7 +140,7 @@ impl Line {
 
     pub(crate) fn anywhere(text: &str) -> Result<Self, Problem> {
         let lines = Reader { service: None }.lines(text)?;
-        lines.into_iter().next().ok_or(Problem { at: 0, text: "the rule is empty".to_owned() })
+        lines.into_iter().next().map_or_else(|| problem(0, "the rule is empty"), Ok)
     }
 
     /// Reads a line of a service, which is about its hosts: a rule for each.
@@ -529,7 +529,7 @@ fn methods(at: usize, text: &str) -> Result<Methods, Problem> {
         };
         all = Some(all.map_or(methods, |all| all.with(methods)));
     }
-    all.ok_or(Problem { at, text: "a verb is missing".to_owned() })
+    all.map_or_else(|| problem(at, "a verb is missing"), Ok)
 }
 
 /// Where the host and port of a target end.
@@ -737,35 +737,32 @@ impl Word {
 impl Network {
     /// Its first address.
     pub(crate) fn first(self) -> IpAddr {
-        match self.address {
-            IpAddr::V4(address) => {
-                IpAddr::V4((address.to_bits() & mask(self.length, 32) as u32).into())
-            }
-            IpAddr::V6(address) => IpAddr::V6((address.to_bits() & mask(self.length, 128)).into()),
-        }
+        self.with(|bits, mask| bits & mask, |bits, mask| bits & mask)
     }
 
     /// Its last address.
     pub(crate) fn last(self) -> IpAddr {
+        self.with(|bits, mask| bits | !mask, |bits, mask| bits | !mask)
+    }
+
+    /// An address of its bits and the mask of those that all of its addresses have.
+    fn with(self, v4: fn(u32, u32) -> u32, v6: fn(u128, u128) -> u128) -> IpAddr {
+        let length = u32::from(self.length);
         match self.address {
             IpAddr::V4(address) => {
-                IpAddr::V4((address.to_bits() | !mask(self.length, 32) as u32).into())
+                let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
+                IpAddr::V4(v4(address.to_bits(), mask).into())
             }
-            IpAddr::V6(address) => IpAddr::V6((address.to_bits() | !mask(self.length, 128)).into()),
+            IpAddr::V6(address) => {
+                let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+                IpAddr::V6(v6(address.to_bits(), mask).into())
+            }
         }
     }
 
     pub(crate) fn contains(self, address: IpAddr) -> bool {
         self.address.is_ipv4() == address.is_ipv4()
             && Self { address, length: self.length }.first() == self.address
-    }
-}
-
-/// The bits that addresses of a network have in common, of `of` bits.
-fn mask(length: u8, of: u32) -> u128 {
-    match of - u32::from(length) {
-        128 => 0,
-        free => u128::MAX << free,
     }
 }
 

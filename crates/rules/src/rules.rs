@@ -3,13 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use canonical::{Authority, Host, Leniency, Name};
+use canonical::{Authority, Host, Leniency, Name, Path};
 
 use crate::body::{BodyRule, Tier};
-use crate::entry::{Entry, Match, Place, Side};
+use crate::entry::{Entry, Gate, Match, Place, Side};
 use crate::error::{Error, Fault};
 use crate::layer::{Layer, Rule};
-use crate::line::{Hosts, What};
+use crate::line::{DEFAULT_PORT, Hosts, What};
 use crate::method::Methods;
 use crate::origin::Origin;
 use crate::request::{Allowed, Endpoint, Kind, Mode, Refusal, Request, Verdict};
@@ -199,9 +199,7 @@ impl Inner {
         let place = Place::of_host(host, port);
         let mut denied: Option<u32> = None;
         self.deny.each(&place, Side::Deny, |entry| {
-            if matches!(entry.gate, crate::entry::Gate::Whole)
-                && (port.is_some() || entry.port.is_none())
-            {
+            if matches!(entry.gate, Gate::Whole) && (port.is_some() || entry.port.is_none()) {
                 denied = Some(denied.map_or(entry.rule, |rule| rule.min(entry.rule)));
             }
         });
@@ -240,7 +238,6 @@ impl Inner {
     }
 
     fn endpoint(&self, host: &Host, port: u16) -> Result<Endpoint<'_>, Refusal> {
-        use crate::entry::Gate;
         self.reachable(host, Some(port))?;
         let place = Place::of_host(host, Some(port));
         #[derive(Default, Clone, Copy)]
@@ -474,15 +471,44 @@ pub(crate) fn request_text(request: &Request<'_>) -> String {
 }
 
 /// The line that would allow a request.
-pub(crate) fn hint(request: &Request<'_>) -> String {
-    let path = request.path.as_str().replace('*', "%2A");
-    let word = if request.websocket { "ws" } else { request.method };
-    format!("{word} {}{path}", place_text(request.host, request.port))
+fn hint(request: &Request<'_>) -> String {
+    let place = place_text(request.host, request.port);
+    let path = pattern_text(request.path);
+    let git = |push: bool| {
+        let word = if push { "push" } else { "fetch" };
+        format!("git {word} {place}{}", repository_text(&path))
+    };
+    let mut services = request.query.values("service");
+    let word = match (path.rsplit('/').next(), services.next()) {
+        (Some("git-upload-pack"), _) => return git(false),
+        (Some("git-receive-pack"), _) => return git(true),
+        (Some("refs"), Some("git-upload-pack")) => return git(false),
+        (Some("refs"), Some("git-receive-pack")) => return git(true),
+        _ if request.websocket => "ws",
+        _ if request.grpc && request.path.segments().len() == 2 => {
+            return format!("grpc {place} {}", &path[1..]);
+        }
+        _ => request.method,
+    };
+    format!("{word} {place}{path}")
 }
 
-fn place_text(host: &Host, port: u16) -> String {
+/// A path as the pattern that matches it alone.
+pub(crate) fn pattern_text(path: &Path) -> String {
+    path.as_str().replace('*', "%2A")
+}
+
+/// The repository that a request of git's protocol is about.
+pub(crate) fn repository_text(path: &str) -> &str {
+    const TAILS: [&str; 4] =
+        ["/git-upload-pack", "/git-receive-pack", "/info/refs", "/info/lfs/objects/batch"];
+    let path = TAILS.iter().find_map(|tail| path.strip_suffix(tail)).unwrap_or(path);
+    path.strip_suffix(".git").unwrap_or(path)
+}
+
+pub(crate) fn place_text(host: &Host, port: u16) -> String {
     match port {
-        443 => host.to_string(),
+        DEFAULT_PORT => host.to_string(),
         port => format!("{host}:{port}"),
     }
 }
@@ -623,10 +649,10 @@ impl Builder {
 
 fn error(rule: &Rule, fault: Fault) -> Error {
     Error {
-        source: rule.origin.source.to_string(),
+        source: Arc::clone(&rule.origin.source),
         line: rule.origin.line,
         column: 1,
-        text: Some(rule.origin.text.to_string()),
+        text: Some(Arc::clone(&rule.origin.text)),
         fault,
     }
 }
