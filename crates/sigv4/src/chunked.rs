@@ -92,8 +92,8 @@ impl Chain {
 
 /// Takes the chunks off a body, in whatever pieces it comes, and verifies them.
 ///
-/// The body's last byte is held back until everything is verified: whoever sends on what comes out
-/// cannot have sent a complete body that turns out to be another one.
+/// The body's last byte is held back until its end has come and everything is verified: whoever sends on
+/// what comes out cannot have sent a complete body that turns out to be another one.
 pub struct Chunked {
     state: State,
     /// `None` where chunks are not signed.
@@ -219,7 +219,7 @@ impl Chunked {
                         let line = std::mem::take(&mut self.line);
                         let text = line.strip_suffix(b"\r\n").ok_or(ChunkedError::Line)?;
                         let text = str::from_utf8(text).map_err(|_| ChunkedError::Line)?;
-                        self.state = self.line(text, out)?;
+                        self.state = self.line(text)?;
                     }
                 }
             }
@@ -227,13 +227,16 @@ impl Chunked {
         Ok(())
     }
 
-    /// The body's end: all that followed the last chunk.
+    /// The body's end. Adds what was held back to `out`, and gives what followed the last chunk.
     ///
     /// # Errors
     /// `ChunkedError::Truncated`, or what [`push`](Self::push) gave.
-    pub fn finish(self) -> Result<Trailers, ChunkedError> {
+    pub fn finish(self, out: &mut Vec<u8>) -> Result<Trailers, ChunkedError> {
         match self.state {
-            State::End => Ok(self.trailers),
+            State::End => {
+                out.extend(self.held);
+                Ok(self.trailers)
+            }
             State::Failed(error) => Err(error),
             _ => Err(ChunkedError::Truncated),
         }
@@ -249,13 +252,12 @@ impl Chunked {
     }
 
     /// Takes a line, and tells what follows it.
-    fn line(&mut self, line: &str, out: &mut Vec<u8>) -> Result<State, ChunkedError> {
+    fn line(&mut self, line: &str) -> Result<State, ChunkedError> {
         match self.state {
             State::Size => self.size(line),
             State::AfterData if line.is_empty() => self.end_chunk().map(|()| State::Size),
             State::Trailer if line.is_empty() => {
                 self.end_trailer()?;
-                out.extend(self.held.take());
                 Ok(State::End)
             }
             State::Trailer if self.has_trailer => self.trailer(line).map(|()| State::Trailer),

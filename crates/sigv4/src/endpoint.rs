@@ -89,6 +89,9 @@ const RENAMED: &[(&str, &[&str])] = &[
     ("voice-chime", &["chime"]),
 ];
 
+/// Labels of hosts that run what their owners put there, who need no AWS to make a signature theirs.
+const TENANTS: [&str; 3] = ["compute", "compute-1", "elb"];
+
 /// A host of AWS.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint<'a> {
@@ -117,6 +120,9 @@ impl<'a> Endpoint<'a> {
             .iter()
             .find_map(|(suffix, regions)| Some((name.as_str().strip_suffix(suffix)?, *regions)))?;
         let mut labels = rest.rsplit('.').peekable();
+        if rest.rsplit('.').take(2).any(is_tenant) {
+            return None;
+        }
         // The name of an interface in somebody's own network: `vpce-1a2b.SERVICE.REGION.vpce`.
         let is_interface = labels.next_if_eq(&"vpce").is_some();
         let last = labels.next()?;
@@ -201,6 +207,10 @@ impl<'a> Service<'a> {
             Err(_) => Self::Label(label),
         }
     }
+}
+
+fn is_tenant(label: &str) -> bool {
+    TENANTS.contains(&label) || label.starts_with("s3-website")
 }
 
 fn without_fips(label: &str) -> &str {
@@ -302,6 +312,12 @@ mod tests {
             "us-east-1.amazonaws.com",
             "storage.example.com",
             "x.vpce.amazonaws.com",
+            "ec2-198-51-100-1.compute-1.amazonaws.com",
+            "ec2-198-51-100-1.eu-west-1.compute.amazonaws.com",
+            "x-123.us-east-1.elb.amazonaws.com",
+            "x-123.elb.us-east-1.amazonaws.com",
+            "bucket.s3-website-us-east-1.amazonaws.com",
+            "bucket.s3-website.eu-central-1.amazonaws.com",
         ] {
             assert_eq!(says(host), None, "{host}");
         }

@@ -197,7 +197,7 @@ fn s3_put_object_in_signed_chunks() {
     assert_eq!(body.len(), 66824);
     let (mut decoder, mut out) = (chunked(&headers), Vec::new());
     decoder.push(&body, &mut out).unwrap();
-    assert_eq!(decoder.finish(), Ok(vec![]));
+    assert_eq!(decoder.finish(&mut out), Ok(vec![]));
     assert_eq!(out, vec![b'a'; 66560]);
 }
 
@@ -222,7 +222,7 @@ fn s3_put_object_in_signed_chunks_with_a_trailer() {
     body.extend_from_slice(b"x-amz-checksum-crc32c:sOO8/Q==\r\nx-amz-trailer-signature:d81f82fc3505edab99d459891051a732e8730629a2e4a59689829ca17fe2e435\r\n\r\n");
     let (mut decoder, mut out) = (chunked(&headers), Vec::new());
     decoder.push(&body, &mut out).unwrap();
-    let trailers = decoder.finish().unwrap();
+    let trailers = decoder.finish(&mut out).unwrap();
     assert_eq!(trailers.len(), 1);
     assert_eq!(
         (trailers[0].0.as_str(), trailers[0].1.as_bytes()),
