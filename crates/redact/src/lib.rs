@@ -13,6 +13,7 @@
 mod forms;
 
 use std::fmt;
+use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, Anchored, Input, MatchKind};
 use wire::text::Secret;
@@ -104,7 +105,7 @@ impl Redactor {
     }
 
     /// For text that comes in pieces.
-    pub fn stream(&self) -> Stream<'_> {
+    pub fn stream(self: Arc<Self>) -> Stream {
         Stream { redactor: self, held: Zeroizing::default(), count: 0 }
     }
 
@@ -134,13 +135,13 @@ struct Found {
 
 /// Text on its way.
 #[derive(Debug)]
-pub struct Stream<'a> {
-    redactor: &'a Redactor,
+pub struct Stream {
+    redactor: Arc<Redactor>,
     held: Zeroizing<Vec<u8>>,
     count: usize,
 }
 
-impl Stream<'_> {
+impl Stream {
     /// Takes the next piece and adds to `out` what is certain.
     pub fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) {
         let mut text = std::mem::take(&mut self.held);
@@ -184,10 +185,10 @@ mod tests {
         Secret::new(text.as_bytes().to_vec()).unwrap()
     }
 
-    fn redactor(secrets: &[&str]) -> Redactor {
+    fn redactor(secrets: &[&str]) -> Arc<Redactor> {
         let secrets: Vec<_> = secrets.iter().map(|text| secret(text)).collect();
         let covered = secrets.iter().map(|secret| Covered { secret, placeholder: b"PLACEHOLDER" });
-        Redactor::new(covered).unwrap()
+        Arc::new(Redactor::new(covered).unwrap())
     }
 
     fn replaced(redactor: &Redactor, text: &str) -> String {
@@ -242,7 +243,7 @@ mod tests {
     #[test]
     fn what_is_no_secret_is_not_late() {
         let redactor = redactor(&["0123456789abcdef"]);
-        let (mut stream, mut out) = (redactor.stream(), Vec::new());
+        let (mut stream, mut out) = (redactor.clone().stream(), Vec::new());
         stream.push(b"data: hello\n\n", &mut out);
         assert_eq!(out, b"data: hello\n\n");
         stream.push(b"data: 0123", &mut out);
@@ -282,7 +283,7 @@ mod tests {
             let mut whole = text.clone().into_bytes();
             let count = redactor.replace(&mut whole);
 
-            let (mut stream, mut out) = (redactor.stream(), Vec::new());
+            let (mut stream, mut out) = (redactor.clone().stream(), Vec::new());
             let mut rest = text.as_bytes();
             for cut in cuts {
                 let (piece, after) = rest.split_at(cut.min(rest.len()));

@@ -1,0 +1,88 @@
+//! What is written down of what a guest does: built from what was judged, before any credential was
+//! put in.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+/// One lookup, connection or request.
+#[derive(Debug, Clone, Serialize)]
+pub struct Event {
+    /// When it began.
+    #[serde(skip)]
+    pub at: SystemTime,
+    /// What it was.
+    pub kind: Kind,
+    /// The name or the address that was asked for, in its one spelling.
+    pub host: String,
+    /// The port; 0 for a lookup.
+    pub port: u16,
+    /// The method of a request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// The path of a request in its one spelling, without its query.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// What was decided.
+    pub decision: Decision,
+    /// The rule that decided, with its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Why it was denied or failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What would allow it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Counts the sets of rules: which one it was judged by.
+    pub generation: u64,
+    /// The name of the credential that was put in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+    /// The status that was answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Bytes that the guest sent: a request's body, or all of a connection.
+    pub sent: u64,
+    /// Bytes that it got.
+    pub received: u64,
+    /// How often a real credential was found in what came back, and replaced.
+    pub redacted: u64,
+    /// From the first byte to the last.
+    #[serde(rename = "duration_ms", serialize_with = "milliseconds")]
+    pub duration: Duration,
+}
+
+fn milliseconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64((duration.as_secs_f64() * 1e6).round() / 1e3)
+}
+
+/// What a guest did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// It asked for a name that no rule lets it reach.
+    Lookup,
+    /// It opened a connection that is not looked into, or that was refused as such.
+    Connection,
+    /// It sent an HTTP request.
+    Request,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    /// It was let through.
+    Allowed,
+    /// It was not.
+    Denied,
+    /// It was let through, and the other side could not be reached or broke off.
+    Failed,
+}
+
+/// Where events go. Called from the path of requests: it must not wait.
+pub trait Journal: Send + Sync + 'static {
+    /// Takes an event.
+    fn record(&self, event: Event);
+}
