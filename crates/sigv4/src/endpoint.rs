@@ -53,7 +53,7 @@ const RENAMED: &[(&str, &[&str])] = &[
     ("iam-toolbox", &["iam"]),
     ("identity-chime", &["chime"]),
     ("importexport", &["IngestionService", "importexport"]),
-    ("iot", &["iot", "iotdata", "iotdevicegateway", "iot-jobs-data"]),
+    ("iot", &["iot", "iotdata", "iotdevicegateway", "iot-jobs-data", "IoTSecuredTunneling"]),
     ("iot-tunneling", &["IoTSecuredTunneling"]),
     ("ivsrealtime", &["ivs"]),
     ("kafka-api", &["kafka"]),
@@ -136,8 +136,9 @@ impl<'a> Endpoint<'a> {
         }
         match last {
             "us-gov" => {
+                let region = labels.next_if(|label| is_region(label)).unwrap_or("us-gov-west-1");
                 let service = Service::of(without_fips(labels.next()?));
-                return Some(Self { service, region: Region::One("us-gov-west-1") });
+                return Some(Self { service, region: Region::One(region) });
             }
             "global" => {
                 let service = Service::of(without_fips(labels.next()?));
