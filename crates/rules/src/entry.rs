@@ -2,27 +2,34 @@
 
 use std::net::IpAddr;
 
-use canonical::Host;
+use canonical::{Host, Name};
 
-use crate::glob::{Glob, Sequence, Step};
+use crate::glob::{self, Glob, Sequence, Step};
 use crate::layer::is_forge;
-use crate::line::{DEFAULT_PORT, Guards, Hosts, Line, What};
+use crate::line::{DEFAULT_PORT, Guards, Hosts, Line, Network, What};
 use crate::method::Methods;
 use crate::request::Request;
-use crate::rules;
 
 /// One place that a rule is about. Some rules are about several.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     /// The rule's number.
     pub(crate) rule: u32,
-    pub(crate) hosts: Hosts,
+    pub(crate) hosts: EntryHosts,
     pub(crate) port: Option<u16>,
-    pub(crate) path: Option<Sequence>,
+    pub(crate) path: Option<Box<[Step]>>,
     /// Its path is compared without case.
     pub(crate) folded: bool,
     pub(crate) gate: Gate,
     pub(crate) what: What,
+}
+
+/// The hosts of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EntryHosts {
+    /// The outermost label first.
+    Names(Box<[Step]>),
+    Network(Network),
 }
 
 /// What a request there must be.
@@ -61,50 +68,95 @@ pub(crate) enum Match {
     Body,
 }
 
-/// Most labels of a name.
-const MAX_LABELS: usize = 128;
+/// Labels of most names. Those of longer ones are on the heap.
+const FEW: usize = 10;
 
 /// Where a connection or a request goes.
 pub(crate) struct Place<'a> {
-    labels: [&'a str; MAX_LABELS],
+    few: [&'a str; FEW],
     count: usize,
-    address: Option<IpAddr>,
+    many: Vec<&'a str>,
+    pub(crate) address: Option<IpAddr>,
     /// Any, when absent.
-    port: Option<u16>,
-    segments: Option<&'a [String]>,
+    pub(crate) port: Option<u16>,
+    pub(crate) segments: Option<&'a [String]>,
 }
 
 impl<'a> Place<'a> {
-    pub(crate) fn of_host(host: &'a Host, port: Option<u16>) -> Self {
-        let mut place =
-            Self { labels: [""; MAX_LABELS], count: 0, address: None, port, segments: None };
-        match host {
-            Host::Name(name) => {
-                for (slot, label) in place.labels.iter_mut().zip(name.labels()) {
-                    *slot = label;
-                    place.count += 1;
+    pub(crate) fn of_name(name: &'a Name) -> Self {
+        let mut place = Self {
+            few: [""; FEW],
+            count: 0,
+            many: Vec::new(),
+            address: None,
+            port: None,
+            segments: None,
+        };
+        for label in name.labels().rev() {
+            match place.few.get_mut(place.count) {
+                Some(slot) => *slot = label,
+                None => {
+                    place.many = name.labels().rev().collect();
+                    break;
                 }
             }
-            Host::Address(address) => place.address = Some(*address),
+            place.count += 1;
         }
         place
     }
 
+    pub(crate) fn of_host(host: &'a Host, port: Option<u16>) -> Self {
+        let place = match host {
+            Host::Name(name) => Self::of_name(name),
+            Host::Address(address) => Self {
+                few: [""; FEW],
+                count: 0,
+                many: Vec::new(),
+                address: Some(*address),
+                port: None,
+                segments: None,
+            },
+        };
+        Self { port, ..place }
+    }
+
     pub(crate) fn of_request(request: &Request<'a>) -> Self {
-        let mut place = Self::of_host(request.host, Some(request.port));
-        place.segments = Some(request.path.segments());
-        place
+        let place = Self::of_host(request.host, Some(request.port));
+        Self { segments: Some(request.path.segments()), ..place }
+    }
+
+    /// The outermost first.
+    pub(crate) fn labels(&self) -> &[&'a str] {
+        if self.many.is_empty() { &self.few[..self.count] } else { &self.many }
+    }
+
+    /// Whether it is an address of a network.
+    pub(crate) fn is_in(&self, network: Network, side: Side) -> bool {
+        let Some(address) = self.address else { return false };
+        let inner = match address {
+            IpAddr::V6(v6) => address::unwrapped(v6).map(IpAddr::V4),
+            IpAddr::V4(_) => None,
+        };
+        // An address in another is reached by few of those who dial it.
+        network.contains(address.to_canonical())
+            || (side == Side::Deny
+                && (network.contains(address)
+                    || inner.is_some_and(|inner| network.contains(inner))))
     }
 }
 
 impl Entry {
     /// The places that a line is about.
     pub(crate) fn compile(rule: u32, line: &Line) -> Vec<Self> {
+        let hosts = match &line.hosts {
+            Hosts::Names(names) => EntryHosts::Names(names.steps().iter().rev().cloned().collect()),
+            Hosts::Network(network) => EntryHosts::Network(*network),
+        };
         let entry = |path: Option<Sequence>, gate: Gate| Self {
             rule,
-            hosts: line.hosts.clone(),
+            hosts: hosts.clone(),
             port: line.port,
-            path,
+            path: path.map(|path| path.steps().into()),
             folded: false,
             gate,
             what: line.what.clone(),
@@ -141,54 +193,32 @@ impl Entry {
         }
     }
 
-    /// Whether it is about hosts, a port and a path.
-    pub(crate) fn is_at(&self, place: &Place<'_>, side: Side) -> bool {
-        self.is_at_port(place.port, side)
-            && self.is_at_host(place, side)
-            && place.segments.is_none_or(|segments| self.is_at_path(segments, side))
+    /// Whether it allows something at hosts, a port and a path.
+    pub(crate) fn is_at(&self, place: &Place<'_>) -> bool {
+        let is_host = match &self.hosts {
+            EntryHosts::Names(steps) => {
+                place.address.is_none() && glob::matches(steps, place.labels(), false)
+            }
+            EntryHosts::Network(network) => place.is_in(*network, Side::Allow),
+        };
+        let is_path = |segments: &[String]| {
+            self.path.as_ref().is_none_or(|path| glob::matches(path, segments, self.folded))
+        };
+        is_host && self.is_at_port(place.port, Side::Allow) && place.segments.is_none_or(is_path)
     }
 
-    fn is_at_port(&self, port: Option<u16>, side: Side) -> bool {
+    pub(crate) fn is_at_port(&self, port: Option<u16>, side: Side) -> bool {
         match (self.port, port, side) {
             (_, None, _) | (None, _, Side::Deny) => true,
             (own, Some(port), _) => own.unwrap_or(DEFAULT_PORT) == port,
         }
     }
 
-    fn is_at_host(&self, place: &Place<'_>, side: Side) -> bool {
-        match (&self.hosts, place.address) {
-            (Hosts::Names(names), None) => names.matches(&place.labels[..place.count], false),
-            (Hosts::Network(network), Some(address)) => {
-                network.contains(address.to_canonical())
-                    || (side == Side::Deny && {
-                        let inner = match address {
-                            IpAddr::V6(v6) => address::unwrapped(v6).map(IpAddr::V4),
-                            IpAddr::V4(_) => None,
-                        };
-                        network.contains(address)
-                            || inner.is_some_and(|inner| network.contains(inner))
-                    })
-            }
-            _ => false,
-        }
-    }
-
-    fn is_at_path(&self, segments: &[String], side: Side) -> bool {
-        let Some(path) = &self.path else { return true };
-        if side == Side::Allow {
-            return path.matches(segments, self.folded);
-        }
-        // Servers differ about a slash at the end, and about case.
-        let shorter = match segments {
-            [before @ .., last] if last.is_empty() => Some(before),
-            _ => None,
-        };
-        path.matches(segments, true) || shorter.is_some_and(|before| path.matches(before, true))
-    }
-
-    /// Whether it names a private network that the address is in.
+    /// Whether it names a network all of which is private, and the address with it.
     pub(crate) fn is_private(&self, address: IpAddr) -> bool {
-        address::reach(address) == address::Reach::Private && rules::is_private(&self.hosts)
+        let EntryHosts::Network(network) = self.hosts else { return false };
+        let is_private = |address| address::reach(address) == address::Reach::Private;
+        [address, network.first(), network.last()].into_iter().all(is_private)
     }
 
     /// Whether a request at its place is what it is about.

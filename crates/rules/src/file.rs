@@ -1,5 +1,6 @@
 //! TOML into layers. Every key is known, and every mistake has a place.
 
+use std::borrow::Borrow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -24,7 +25,12 @@ impl Layer {
     ///
     /// # Errors
     /// The first mistake, with its line and column.
-    pub fn from_toml(source: &str, text: &str, services: &[Service]) -> Result<Self, Error> {
+    pub fn from_toml<S: Borrow<Service>>(
+        source: &str,
+        text: &str,
+        services: &[S],
+    ) -> Result<Self, Error> {
+        let services: Vec<&Service> = services.iter().map(Borrow::borrow).collect();
         let ends = text.match_indices('\n').map(|(at, _)| at).collect();
         let reader = Reader { source: source.into(), text, ends };
         if text.len() > Self::MAX_TEXT {
@@ -35,7 +41,7 @@ impl Layer {
                 error.message().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
             reader.error(error.span().unwrap_or(0..0), Fault::Syntax(message))
         })?;
-        reader.layer(document.get_ref(), services)?.bounded(source)
+        reader.layer(document.get_ref(), &services)?.bounded(source)
     }
 }
 
@@ -84,7 +90,7 @@ impl Reader<'_> {
         self.error(span, Fault::UnknownKey { what, key: key.to_owned(), hint })
     }
 
-    fn layer(&self, document: &Table<'_>, services: &[Service]) -> Result<Layer, Error> {
+    fn layer(&self, document: &Table<'_>, services: &[&Service]) -> Result<Layer, Error> {
         let mut layer = Layer::default();
         for (key, node) in document {
             match key.get_ref().as_ref() {
@@ -100,7 +106,7 @@ impl Reader<'_> {
     fn services(
         &self,
         node: &Node<'_>,
-        services: &[Service],
+        services: &[&Service],
         layer: &mut Layer,
     ) -> Result<(), Error> {
         const WANTED: &str = "a section for each service, such as [services.github]";

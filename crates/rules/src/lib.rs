@@ -14,6 +14,7 @@ mod file;
 mod git;
 mod glob;
 mod graphql;
+mod index;
 mod json;
 mod layer;
 mod line;

@@ -8,8 +8,9 @@ use canonical::{Authority, Host, Leniency, Name, Path};
 use crate::body::{BodyRule, Tier};
 use crate::entry::{Entry, Gate, Match, Place, Side};
 use crate::error::{Error, Fault};
+use crate::index::Index;
 use crate::layer::{Layer, Rule};
-use crate::line::{DEFAULT_PORT, Hosts, What};
+use crate::line::{DEFAULT_PORT, What};
 use crate::method::Methods;
 use crate::origin::Origin;
 use crate::request::{Allowed, Endpoint, Kind, Mode, Refusal, Request, Verdict};
@@ -38,8 +39,8 @@ pub(crate) struct Inner {
     mode: Mode,
     /// All rules, the most specific first: of several that match, the first is shown.
     rules: Vec<Compiled>,
-    own: List,
-    deny: List,
+    own: Index,
+    deny: Index,
     bounds: Vec<Bound>,
     owned: Vec<Owned>,
     /// Of services, by the bits of [`Allowed`].
@@ -56,17 +57,11 @@ pub(crate) struct Compiled {
     pub(crate) except: Vec<Entry>,
 }
 
-/// Rules that are looked through together.
-#[derive(Default)]
-struct List {
-    entries: Vec<Entry>,
-}
-
 /// What a narrowing layer allows.
 struct Bound {
     /// The hosts that it is about, if not all.
     only: Option<Vec<Authority>>,
-    list: List,
+    list: Index,
 }
 
 /// A host of a service.
@@ -143,19 +138,13 @@ struct Found {
     waits: bool,
 }
 
-impl List {
-    fn each<'a>(&'a self, place: &Place<'_>, side: Side, mut see: impl FnMut(&'a Entry)) {
-        self.entries.iter().filter(|entry| entry.is_at(place, side)).for_each(&mut see);
-    }
-}
-
 impl Inner {
     fn empty(mode: Mode) -> Self {
         Self {
             mode,
             rules: Vec::new(),
-            own: List::default(),
-            deny: List::default(),
+            own: Index::new(Side::Allow),
+            deny: Index::new(Side::Deny),
             bounds: Vec::new(),
             owned: Vec::new(),
             names: Vec::new(),
@@ -172,7 +161,7 @@ impl Inner {
         &self.rules[rule as usize].rule.origin
     }
 
-    fn bounds_at<'a>(&'a self, host: &Host, port: Option<u16>) -> impl Iterator<Item = &'a List> {
+    fn bounds_at<'a>(&'a self, host: &Host, port: Option<u16>) -> impl Iterator<Item = &'a Index> {
         self.bounds.iter().filter_map(move |bound| {
             let is_about = bound.only.as_ref().is_none_or(|hosts| {
                 hosts
@@ -198,7 +187,7 @@ impl Inner {
         }
         let place = Place::of_host(host, port);
         let mut denied: Option<u32> = None;
-        self.deny.each(&place, Side::Deny, |entry| {
+        self.deny.each(&place, |entry| {
             if matches!(entry.gate, Gate::Whole) && (port.is_some() || entry.port.is_none()) {
                 denied = Some(denied.map_or(entry.rule, |rule| rule.min(entry.rule)));
             }
@@ -206,9 +195,9 @@ impl Inner {
         if let Some(rule) = denied {
             return Err(self.denied(rule, &whom()));
         }
-        let is_there = |list: &List| {
+        let is_there = |list: &Index| {
             let mut found = false;
-            list.each(&place, Side::Allow, |_| found = true);
+            list.each(&place, |_| found = true);
             found
         };
         if self.mode != Mode::Open && !is_there(&self.own) {
@@ -246,9 +235,9 @@ impl Inner {
             whole: Option<u32>,
             inside: Option<u32>,
         }
-        let see = |list: &List, side| {
+        let see = |list: &Index| {
             let mut seen = Seen::default();
-            list.each(&place, side, |entry| {
+            list.each(&place, |entry| {
                 let slot = match entry.gate {
                     Gate::Tcp => &mut seen.tcp,
                     Gate::Whole => &mut seen.whole,
@@ -258,10 +247,9 @@ impl Inner {
             });
             seen
         };
-        let own = see(&self.own, Side::Allow);
-        let deny = see(&self.deny, Side::Deny);
-        let bounds: Vec<Seen> =
-            self.bounds_at(host, Some(port)).map(|list| see(list, Side::Allow)).collect();
+        let own = see(&self.own);
+        let deny = see(&self.deny);
+        let bounds: Vec<Seen> = self.bounds_at(host, Some(port)).map(see).collect();
         let owner =
             self.owned.iter().find(|owned| owned.host.host == *host && owned.host.port == port);
         let looks_inside = deny.inside.is_some() || owner.is_some();
@@ -300,13 +288,13 @@ impl Inner {
         };
         let mut private = false;
         if let Host::Address(address) = host {
-            self.own.each(&place, Side::Allow, |entry| private |= entry.is_private(*address));
+            self.own.each(&place, |entry| private |= entry.is_private(*address));
         }
         let mut leniency = Leniency::default();
         if let Some(owned) = owner {
             leniency = owned.leniency;
         }
-        self.own.each(&place, Side::Allow, |entry| {
+        self.own.each(&place, |entry| {
             leniency.encoded_separators |= self.compiled(entry).rule.encoded_separators;
         });
         Ok(Endpoint {
@@ -335,12 +323,10 @@ impl Inner {
         let place = Place::of_request(request);
         let mut denied: Option<u32> = None;
         let mut deny_waits = false;
-        self.deny.each(&place, Side::Deny, |entry| {
-            match self.meets_denial(entry, request, method) {
-                Match::No => {}
-                Match::Yes => denied = Some(denied.map_or(entry.rule, |rule| rule.min(entry.rule))),
-                Match::Body => deny_waits = true,
-            }
+        self.deny.each(&place, |entry| match self.meets_denial(entry, request, method) {
+            Match::No => {}
+            Match::Yes => denied = Some(denied.map_or(entry.rule, |rule| rule.min(entry.rule))),
+            Match::Body => deny_waits = true,
         });
         if let Some(rule) = denied {
             return Verdict::Deny(self.denied(rule, &request_text(request)));
@@ -381,13 +367,13 @@ impl Inner {
 
     fn look(
         &self,
-        list: &List,
+        list: &Index,
         place: &Place<'_>,
         request: &Request<'_>,
         method: Methods,
     ) -> Found {
         let mut found = Found::default();
-        list.each(place, Side::Allow, |entry| match entry.meets(request, method, Side::Allow) {
+        list.each(place, |entry| match entry.meets(request, method, Side::Allow) {
             Match::No => {}
             Match::Yes => {
                 found.rule = Some(found.rule.map_or(entry.rule, |rule| rule.min(entry.rule)));
@@ -406,8 +392,7 @@ impl Inner {
         if met == Match::Yes {
             let place = Place::of_request(request);
             let is_left_out = self.compiled(entry).except.iter().any(|except| {
-                except.is_at(&place, Side::Allow)
-                    && except.meets(request, method, Side::Allow) == Match::Yes
+                except.is_at(&place) && except.meets(request, method, Side::Allow) == Match::Yes
             });
             if is_left_out {
                 return Match::No;
@@ -431,22 +416,20 @@ impl Inner {
         request: &Request<'_>,
         method: Methods,
     ) -> Verdict<'r> {
-        let tier = |list: &'r List, is_open: bool| {
+        let tier = |list: &'r Index, is_open: bool| {
             let mut tier = Tier { is_open, ..Tier::default() };
-            list.each(place, Side::Allow, |entry| {
-                match entry.meets(request, method, Side::Allow) {
-                    Match::No => {}
-                    Match::Yes => {
-                        tier.rule = Some(tier.rule.map_or(entry.rule, |rule| rule.min(entry.rule)));
-                        tier.services |= self.compiled(entry).service;
-                    }
-                    Match::Body => tier.waiting.push(entry),
+            list.each(place, |entry| match entry.meets(request, method, Side::Allow) {
+                Match::No => {}
+                Match::Yes => {
+                    tier.rule = Some(tier.rule.map_or(entry.rule, |rule| rule.min(entry.rule)));
+                    tier.services |= self.compiled(entry).service;
                 }
+                Match::Body => tier.waiting.push(entry),
             });
             tier
         };
         let mut denials = Vec::new();
-        self.deny.each(place, Side::Deny, |entry| {
+        self.deny.each(place, |entry| {
             if self.meets_denial(entry, request, method) == Match::Body {
                 denials.push(entry);
             }
@@ -513,13 +496,6 @@ pub(crate) fn place_text(host: &Host, port: u16) -> String {
     }
 }
 
-/// Whether all of a network is of private use.
-pub(crate) fn is_private(hosts: &Hosts) -> bool {
-    let Hosts::Network(network) = hosts else { return false };
-    let (first, last) = (address::reach(network.first()), address::reach(network.last()));
-    first == address::Reach::Private && last == address::Reach::Private
-}
-
 /// A layer's list while it is put together.
 #[derive(Default)]
 struct Builder {
@@ -557,7 +533,7 @@ impl Builder {
             let part = Part::Bound(inner.bounds.len());
             let hosts = layer.services.iter().flat_map(|section| section.hosts.clone());
             let only = layer.allow.is_none().then(|| hosts.collect());
-            inner.bounds.push(Bound { only, list: List::default() });
+            inner.bounds.push(Bound { only, list: Index::new(Side::Allow) });
             let of_services = layer.services.into_iter().flat_map(|section| section.allow);
             let rules = layer.allow.into_iter().flatten().chain(of_services);
             all.extend(rules.map(|rule| (part, rule)));
@@ -580,7 +556,7 @@ impl Builder {
                 Part::Deny => &mut inner.deny,
                 Part::Bound(bound) => &mut inner.bounds[*bound].list,
             };
-            list.entries.extend(entries);
+            entries.into_iter().for_each(|entry| list.insert(entry));
         }
         for (part, rule) in &all {
             let denials = all.iter().filter(|(part, _)| *part == Part::Deny).map(|(_, deny)| deny);
@@ -633,7 +609,7 @@ impl Builder {
             let entries = Entry::compile(0, &rule.line);
             let owner = inner.owned.iter().find(|owned| {
                 let place = Place::of_host(&owned.host.host, Some(owned.host.port));
-                entries.iter().any(|entry| entry.is_at(&place, Side::Allow))
+                entries.iter().any(|entry| entry.is_at(&place))
             });
             if let Some(owned) = owner {
                 let fault = Fault::TunnelOfService {

@@ -4,6 +4,7 @@ use canonical::{Authority, Leniency, Path, Query};
 use rules::{Kind, Layer, Mode, Refusal, Request, Rules, Verdict};
 
 const NONE: &[&str] = &[];
+const NO_SERVICES: &[services::Service] = &[];
 
 fn layer(allow: &[&str], deny: &[&str]) -> Layer {
     Layer::from_lines("--allow", allow, deny).unwrap()
@@ -333,10 +334,10 @@ fn each_bound_with_a_list_must_allow_too() {
 
 #[test]
 fn a_bound_without_a_list_only_denies() {
-    let bound = Layer::from_toml("p.toml", "deny = [\"GET a.com/secret\"]", &[]).unwrap();
+    let bound = Layer::from_toml("p.toml", "deny = [\"GET a.com/secret\"]", NO_SERVICES).unwrap();
     let rules = Rules::new(Mode::Allow, vec![layer(&["ANY a.com/**"], &[])], vec![bound]).unwrap();
     assert!(allows(&rules, "GET", "a.com/x") && !allows(&rules, "GET", "a.com/secret"));
-    let bound = Layer::from_toml("p.toml", "allow = []", &[]).unwrap();
+    let bound = Layer::from_toml("p.toml", "allow = []", NO_SERVICES).unwrap();
     let rules = Rules::new(Mode::Open, vec![], vec![bound]).unwrap();
     assert!(!allows(&rules, "GET", "a.com/x"));
 }
