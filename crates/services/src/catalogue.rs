@@ -1,7 +1,7 @@
 //! All services that are known: those that come with the program, and the user's own.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use canonical::{Authority, Host};
 
@@ -36,13 +36,13 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("xai.toml", include_str!("../catalogue/xai.toml")),
 ];
 
-/// Services by name.
+/// Services by name. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Catalogue {
-    services: BTreeMap<String, Entry>,
+    services: BTreeMap<String, Arc<Entry>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Entry {
     definition: Definition,
     /// With the parameters as they are when nobody says. `None`: somebody has to.
@@ -55,9 +55,12 @@ struct Entry {
 impl Catalogue {
     /// The services that come with the program.
     pub fn built_in() -> Self {
-        BUILT_IN.iter().fold(Self::default(), |catalogue, (source, text)| {
-            catalogue.with_file(source, text).expect("the tests load every file")
-        })
+        static LOADED: LazyLock<Catalogue> = LazyLock::new(|| {
+            BUILT_IN.iter().fold(Catalogue::default(), |catalogue, (source, text)| {
+                catalogue.with_file(source, text).expect("the tests load every file")
+            })
+        });
+        LOADED.clone()
     }
 
     /// With one more service, of a file; one of the same name is replaced.
@@ -90,7 +93,7 @@ impl Catalogue {
             }
         }
         let entry = Entry { plain, sample, definition, source: source.into() };
-        self.services.insert(entry.sample.name.clone(), entry);
+        self.services.insert(entry.sample.name.clone(), Arc::new(entry));
         Ok(self)
     }
 
@@ -188,7 +191,7 @@ impl Catalogue {
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, Unusable> {
-        self.services.get(name).ok_or_else(|| {
+        self.services.get(name).map(|entry| &**entry).ok_or_else(|| {
             let known: Vec<&str> = self.names().collect();
             Unusable::Unknown { name: name.to_owned(), hint: nearest(name, &known) }
         })
