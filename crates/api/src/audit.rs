@@ -196,6 +196,42 @@ pub struct AuditReport {
     pub faults: Vec<Fault>,
 }
 
+/// A line of an export: a record, or after the last one its signed end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum AuditLine {
+    /// A record.
+    Record(Box<AuditRecord>),
+    /// The end.
+    End {
+        /// What it vouches for.
+        footer: AuditFooter,
+    },
+}
+
+/// What the last line of an export vouches for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditFooter {
+    /// First record; 0 where there is none.
+    pub first: u64,
+    /// Last record; 0 where there is none.
+    pub last: u64,
+    /// How many.
+    pub records: u64,
+    /// The hash that the first goes on from, in hexadecimal.
+    pub first_prev_hash: String,
+    /// The hash of the last, in hexadecimal.
+    pub last_hash: String,
+    /// SHA-256 of all lines before with their ends, in hexadecimal.
+    pub content_sha256: String,
+    /// When it was signed.
+    pub at: Timestamp,
+    /// The Ed25519 signature, in hexadecimal.
+    pub signature: String,
+    /// The key that verifies it, in hexadecimal.
+    pub public_key: String,
+}
+
 /// The signed head of the chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Checkpoint {

@@ -170,7 +170,7 @@ text! {
     /// An ETag of a sandbox, or `*` for any.
     EntityTag, 1..=22, "^(\"[0-9]{1,20}\"|\\*)$", "a version in quotes, or `*`", "\"7\"";
     /// Where a listing goes on; opaque.
-    Cursor, 1..=512, "^[A-Za-z0-9_-]+$", "a cursor that this listing gave", "MTcwMDAw";
+    Cursor, 1..=18, "^[0-9]{1,18}$", "a cursor that this listing gave", "170000";
     /// An Ed25519 public key.
     PublicKey, 64..=64, "^[0-9a-f]{64}$", "32 bytes in 64 small hexadecimal digits",
         "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";

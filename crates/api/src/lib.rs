@@ -12,6 +12,7 @@ mod audit;
 mod event;
 mod exec;
 mod file;
+mod json;
 mod log;
 mod object;
 mod openapi;
@@ -29,7 +30,8 @@ mod token;
 mod webhook;
 
 pub use audit::{
-    AuditDecision, AuditQuery, AuditRange, AuditRecord, AuditReport, Checkpoint, Fault, FaultKind,
+    AuditDecision, AuditFooter, AuditLine, AuditQuery, AuditRange, AuditRecord, AuditReport,
+    Checkpoint, Fault, FaultKind,
 };
 pub use bound::Validate;
 pub use event::{Event, EventKind, EventQuery};
@@ -42,6 +44,7 @@ pub use file::{
     FileInfo, FileKind, FileList, FileMode, ListFilesQuery, MakeDirectory, MoveFile, PathQuery,
     ReadQuery, StatQuery, TarInQuery, Transferred, WatchEvent, WatchQuery, WriteAt, WriteQuery,
 };
+pub use json::parse_json;
 pub use log::{LogQuery, LogRecord, LogSource};
 pub use openapi::openapi;
 pub use operation::{Operation, Reach, Role, UnknownName};

@@ -647,7 +647,8 @@ pub const ROUTES: &[Route] = &[
         "Makes a token; its secret is shown this once.",
     )
     .takes(json::<CreateToken>())
-    .gives(&[(201, json::<CreatedToken>())]),
+    .gives(&[(201, json::<CreatedToken>())])
+    .may_fail(&[Code::NameTaken]),
     route(
         Get,
         "/v1/tokens",
@@ -716,10 +717,10 @@ pub const ROUTES: &[Route] = &[
         "/v1/audit/export",
         "export_audit",
         Operation::AuditExport,
-        "The audit log, a record a line.",
+        "The audit log, a record a line, and a signed line at the end.",
     )
     .query_is::<AuditRange>()
-    .gives(&[(200, Body::JsonLines(SchemaOf::new::<AuditRecord>()))]),
+    .gives(&[(200, Body::JsonLines(SchemaOf::new::<AuditLine>()))]),
     route(
         Get,
         "/v1/audit/verify",

@@ -140,10 +140,11 @@ impl Manager {
         Err(problem.into())
     }
 
-    /// Makes a token, whose secret is shown this once.
+    /// Makes a token, whose secret is shown this once. Its name is that of no other living one of
+    /// the workspace.
     ///
     /// # Errors
-    /// `Access`, `Refused`.
+    /// `Access`, `Refused`, `Store`.
     pub async fn create_token(
         &self,
         caller: &Caller,

@@ -138,7 +138,10 @@ fn supervisor_code(error: &supervisor::Error) -> Code {
     use supervisor::Error as E;
     match error {
         E::Request(_) => Code::InvalidRequest,
-        E::Isolation { .. } | E::NoSuchEngine(_) => Code::EngineUnavailable,
+        // Nobody named it: none of those that there are can run this.
+        E::NoSuchEngine(name) if name == "auto" => Code::EngineUnavailable,
+        E::NoSuchEngine(_) => Code::InvalidRequest,
+        E::Isolation { .. } => Code::EngineUnavailable,
         E::Engine(EngineError::Unavailable(_)) => Code::EngineUnavailable,
         E::Engine(EngineError::Unsupported(_)) => Code::Unsupported,
         E::NoSuchSandbox(_) => Code::NotFound,

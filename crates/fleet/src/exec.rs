@@ -193,7 +193,7 @@ impl Manager {
         mut process: Process,
         entry: audit::Entry,
     ) -> Result<Task, Error> {
-        let running = seat.machine().ok_or_else(|| not_running(seat.state()))?;
+        let running = seat.running()?;
         let guest = running.guest.clone();
         let (detach, stdin, timeout) = (exec.detach, exec.stdin, exec.timeout_sec);
         let grace = Duration::from_millis(exec.kill_grace_ms.unwrap_or(Exec::KILL_GRACE_MS));
@@ -398,7 +398,7 @@ impl Manager {
         let seat = self.find(caller, Operation::ProcessOutput, sandbox, by).await?;
         query.validate()?;
         let known = self.known(&seat, process).await?;
-        let running = seat.machine().ok_or_else(|| not_running(seat.state()))?;
+        let running = seat.running()?;
         let attach = Attach {
             process: process.to_owned(),
             stdout_offset: query.stdout_offset,
@@ -531,7 +531,7 @@ impl Manager {
     ) -> Result<(), Error> {
         size.validate()?;
         let seat = self.find(caller, Operation::ProcessResize, sandbox, by).await?;
-        let running = seat.machine().ok_or_else(|| not_running(seat.state()))?;
+        let running = seat.running()?;
         let operation = Resize { process: process.to_owned(), size: size.into() };
         // No record: it changes nothing but what is drawn.
         running.guest.ask(&operation).await.map_err(|error| of_process(process, error))?;
@@ -551,7 +551,7 @@ impl Manager {
     ) -> Result<Feed, Error> {
         let seat = self.find(caller, Operation::ProcessInput, sandbox, by).await?;
         self.known(&seat, process).await?;
-        let running = seat.machine().ok_or_else(|| not_running(seat.state()))?;
+        let running = seat.running()?;
         let entry = self.entry(caller, Operation::ProcessInput, by).about(&seat.row());
         let entry = entry.with_detail("process", process).with_outcome("accepted");
         self.ledger.commit(Batch::entry(entry)).await?;

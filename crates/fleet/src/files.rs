@@ -11,7 +11,6 @@ use supervisor::wire::text::Text;
 use supervisor::{Call, Input, Output};
 
 use crate::config::Provenance;
-use crate::exec::not_running;
 use crate::ledger::Batch;
 use crate::manager::Manager;
 use crate::record::Tell as _;
@@ -162,8 +161,7 @@ impl Manager {
         by: &Provenance,
     ) -> Result<(Call<O>, audit::Entry), Error> {
         let seat = self.find(caller, operation, sandbox, by).await?;
-        let running = seat.machine().filter(|_| seat.state().takes_tasks());
-        let running = running.ok_or_else(|| not_running(seat.state()))?;
+        let running = seat.running()?;
         let mut entry = record::entry(caller, operation, by).about(&seat.row());
         if let Some(Value::Object(details)) = changes {
             entry.details.extend(details);

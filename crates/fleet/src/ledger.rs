@@ -172,7 +172,7 @@ pub(crate) fn problem(error: &StoreError) -> Problem {
     let code = match error {
         StoreError::Full => Code::StorageFull,
         StoreError::NotFound { .. } => Code::NotFound,
-        StoreError::NameTaken { .. } | StoreError::Exists { kind: "process", .. } => {
+        StoreError::NameTaken { .. } | StoreError::Exists { kind: "process" | "token", .. } => {
             Code::NameTaken
         }
         StoreError::Exists { .. } => Code::AlreadyExists,

@@ -1,5 +1,7 @@
 //! What callers see of the host: events, the policy, the audit log, webhooks, images, engines.
 
+use std::time::Duration;
+
 use access::Caller;
 use api::{
     AuditQuery, AuditRange, AuditRecord, AuditReport, Checkpoint, CreateWebhook, CreatedWebhook,
@@ -23,6 +25,8 @@ use crate::{Error, rules};
 
 /// Events that are read at once.
 const BATCH: u32 = 500;
+/// How late an event of another process may be told.
+const OTHERS: Duration = Duration::from_millis(500);
 
 impl Manager {
     /// Events that are kept, oldest first.
@@ -84,8 +88,9 @@ impl Manager {
                     continue;
                 }
                 tokio::select! {
-                    // Another process's events are not told here, and are read with the next.
                     heard = live.recv() => if let Err(RecvError::Closed) = heard { return },
+                    // Another process's events are not told here.
+                    () = tokio::time::sleep(OTHERS) => {}
                     () = sender.closed() => return,
                     () = manager.closed() => return,
                 }
@@ -239,51 +244,24 @@ impl Manager {
         Ok(())
     }
 
-    /// Each record of a part of the audit log, in the order of the chain.
+    /// A part of the audit log as JSON lines, chunk by chunk: each record in the order of the
+    /// chain, also of those that moved to files, and a signed line at the end.
     ///
     /// # Errors
-    /// `Access`, `Refused`.
+    /// `Access`, `Refused`, `Store`.
     pub async fn export_audit(
         &self,
         caller: &Caller,
         range: AuditRange,
         by: &Provenance,
-    ) -> Result<impl Stream<Item = Result<AuditRecord, Error>> + Send + use<>, Error> {
+    ) -> Result<impl Stream<Item = Result<Vec<u8>, Error>> + Send + use<>, Error> {
         range.validate()?;
         self.allow_audit(caller, Operation::AuditExport, by).await?;
-        let (sender, receiver) = tokio::sync::mpsc::channel(64);
-        let manager = self.arc();
-        tokio::spawn(async move {
-            let mut from = range.from.unwrap_or(1);
-            loop {
-                let query = AuditQuery {
-                    from: Some(from),
-                    to: range.to,
-                    limit: Some(BATCH),
-                    ..AuditQuery::default()
-                };
-                let page: Result<Page<AuditRecord>, StoreError> =
-                    manager.store().read(move |view| view.audit_records(&query)).await;
-                let page = match page {
-                    Ok(page) => page,
-                    Err(error) => {
-                        let _ = sender.send(Err(Error::from(error))).await;
-                        return;
-                    }
-                };
-                let is_last = page.next_cursor.is_none();
-                for record in page.items {
-                    from = record.seq + 1;
-                    if sender.send(Ok(record)).await.is_err() {
-                        return;
-                    }
-                }
-                if is_last {
-                    return;
-                }
-            }
-        });
-        Ok(tokio_stream::wrappers::ReceiverStream::new(receiver))
+        let export = self.store().export_audit(range).await?;
+        Ok(futures_util::stream::try_unfold(export, |mut export| async {
+            let chunk = export.next_chunk().await?;
+            Ok(chunk.map(|chunk| (chunk, export)))
+        }))
     }
 
     /// Whether the audit log holds, with the files that its old records moved to.

@@ -35,7 +35,9 @@ impl Drop for Waiting {
 
 /// A machine may come up as long as this is held.
 #[derive(Debug)]
-pub(crate) struct Place(#[allow(dead_code)] OwnedSemaphorePermit);
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+}
 
 impl Queue {
     pub(crate) fn new(places: usize, longest: usize) -> Self {
@@ -80,7 +82,7 @@ impl Ticket {
     pub(crate) async fn wait(self) -> Place {
         let place = self.places.acquire_owned().await;
         drop(self.waiting);
-        Place(place.expect("nobody closes it"))
+        Place { _permit: place.expect("nobody closes it") }
     }
 }
 

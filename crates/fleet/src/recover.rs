@@ -16,6 +16,9 @@ use crate::{Error, Mode, OpenError};
 
 /// The audit's name of what is done here.
 const RECOVER: &str = "recover";
+/// Why a sandbox fails that was paused.
+const PAUSED: &str = "it was paused when its supervisor was killed, and only that could have \
+                      resumed it; start it again";
 
 impl Manager {
     /// Takes over what dead processes have left, and ends machines that are nobody's.
@@ -44,7 +47,9 @@ impl Manager {
         self.ledger.commit(Batch::entry(entry)).await?;
         self.sit(&seat);
         match row.state {
-            State::Ready | State::Executing | State::Paused => {
+            // Nobody is left who could let it go on, and it answers nobody meanwhile.
+            State::Paused => self.lose(&seat, PAUSED).await?,
+            State::Ready | State::Executing => {
                 let kept = self.supervisor.kept()?;
                 let is_there = kept.iter().any(|machine| machine.id == row.id);
                 if self.config.mode == Mode::Daemon || self.is_overdue(&row) || !is_there {
@@ -95,11 +100,16 @@ impl Manager {
             Err(error) => {
                 let words = chain(&error);
                 seat.log(LogSource::Lifecycle, None, &format!("not found again: {words}"));
-                self.end_machine(seat).await;
-                self.give_up_tasks(seat, "its machine is gone").await?;
-                self.fail(seat, &format!("its machine is gone: {words}")).await
+                self.lose(seat, &format!("its machine is gone: {words}")).await
             }
         }
+    }
+
+    /// Takes away what there is of a machine, and says why.
+    async fn lose(&self, seat: &Arc<Seat>, why: &str) -> Result<(), Error> {
+        self.end_machine(seat).await;
+        self.give_up_tasks(seat, "its machine is gone").await?;
+        self.fail(seat, why).await
     }
 
     /// Detached tasks go on, and are followed again. Attached ones ended with their connection.

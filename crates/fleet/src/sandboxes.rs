@@ -98,7 +98,7 @@ impl Manager {
         let mounts = resolve(request.mounts.clone()).await?;
         let id = supervisor::generate_id()?;
         // One at a time, so that two do not share the last place.
-        let _deciding = self.deciding.lock().await;
+        let deciding = self.deciding.lock().await;
         let taken = self.all();
         let has_machine = |seat: &&Arc<Seat>| {
             let state = seat.state();
@@ -127,13 +127,18 @@ impl Manager {
         );
         let key = by.idempotency_key.as_deref();
         batch.insert(row.clone(), key.map(|key| (caller.actor(), key.to_owned())));
-        self.ledger.commit(batch).await?;
         let seat = Arc::new(Seat::new(row));
         *lock(&seat.env) = request.env;
         *lock(&seat.mounts) = Some(rules::with_masks(mounts, &decision));
         *lock(&seat.ticket) = Some(ticket);
-        seat.log(LogSource::Lifecycle, None, "it was accepted");
+        // It counts from here on, so that the next can be decided while this one is written down.
         self.sit(&seat);
+        drop(deciding);
+        if let Err(error) = self.ledger.commit(batch).await {
+            self.stand_up(&id);
+            return Err(error.into());
+        }
+        seat.log(LogSource::Lifecycle, None, "it was accepted");
         self.hook.reached(&id, State::Requested);
         self.spawn_life(&seat);
         Ok(seat)

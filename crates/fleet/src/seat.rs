@@ -10,6 +10,7 @@ use supervisor::Guest;
 use tokio::sync::watch;
 
 use crate::Error;
+use crate::exec::not_running;
 use crate::mount::Mounted;
 use crate::queue::Ticket;
 
@@ -111,6 +112,12 @@ impl Seat {
         let row = rows.wait_for(|row| wanted(row)).await.map(|row| row.clone());
         // Its sender is in here.
         row.unwrap_or_else(|_| self.row())
+    }
+
+    /// The machine, where it answers: one that is paused does not.
+    pub(crate) fn running(&self) -> Result<Arc<Running>, Error> {
+        let state = self.state();
+        self.machine().filter(|_| state.takes_tasks()).ok_or_else(|| not_running(state))
     }
 
     pub(crate) fn machine(&self) -> Option<Arc<Running>> {

@@ -239,6 +239,71 @@ async fn what_policy_refuses_is_not_made_and_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_file_that_policy_hides_is_not_mounted_by_its_own_name_either() {
+    let place = Place::new();
+    let manager = place.open(mock()).await;
+    let secret = place.directory.path().join(".env");
+    std::fs::write(&secret, "TOKEN=1").unwrap();
+    // Also by a name that leads to it, as what it is and as it is called.
+    let link = place.directory.path().join("plain");
+    std::os::unix::fs::symlink(&secret, &link).unwrap();
+    let plain = place.directory.path().join("note");
+    std::fs::write(&plain, "a note").unwrap();
+    let named = place.directory.path().join("id_rsa");
+    std::os::unix::fs::symlink(&plain, &named).unwrap();
+    for path in [&secret, &link, &named] {
+        let mount = api::Mount {
+            host_path: path.to_str().unwrap().into(),
+            guest_path: "/data/note".into(),
+            read_only: true,
+        };
+        let create = api::CreateSandbox { mounts: vec![mount], ..request() };
+        let error = manager.create(&root(), create, &by()).await.unwrap_err();
+        assert_eq!(error.problem().code, Code::PolicyDenied, "{path:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_sandbox_says_so_instead_of_not_answering() {
+    let place = Place::new();
+    let manager = place.open(mock()).await;
+    let id = create(&manager).await.id;
+    let serve = api::Exec { detach: true, name: Some("d".into()), ..argv(&["serve"]) };
+    manager.exec(&root(), &id, serve, &by()).await.unwrap();
+    manager.pause(&root(), &id, &by()).await.unwrap();
+    let size = api::WindowSize { rows: 24, cols: 80 };
+    let query = api::AttachQuery::default();
+    let soon = Duration::from_secs(5);
+    let errors = tokio::time::timeout(soon, async {
+        [
+            manager.resize(&root(), &id, "d", size, &by()).await.unwrap_err(),
+            manager.signal(&root(), &id, "d", 15, &by()).await.unwrap_err(),
+            manager.stdin(&root(), &id, "d", &by()).await.unwrap_err(),
+            manager.attach(&root(), &id, "d", query, &by()).await.unwrap_err(),
+            manager.exec(&root(), &id, argv(&["true"]), &by()).await.unwrap_err(),
+        ]
+    });
+    for error in errors.await.expect("each answers at once") {
+        assert!(matches!(error, Error::State { state: State::Paused, .. }), "{error}");
+    }
+    manager.resume(&root(), &id, &by()).await.unwrap();
+    manager.signal(&root(), &id, "d", 15, &by()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_another_process_are_told_without_one_s_own() {
+    use futures_util::StreamExt as _;
+    let place = Place::new();
+    let (one, other) = (place.open(mock()).await, place.open(mock()).await);
+    let followed = one.follow_events(&root(), EventQuery::default()).await.unwrap();
+    let mut followed = std::pin::pin!(followed);
+    let id = create(&other).await.id;
+    let heard = tokio::time::timeout(Duration::from_secs(20), followed.next()).await;
+    let event = heard.expect("it is told").unwrap().unwrap();
+    assert_eq!((event.kind, event.sandbox), (EventKind::SandboxCreated, Some(id)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_goes_away_ends_its_command_and_it_is_written_down() {
     let place = Place::new();
     let manager = place.open(mock()).await;

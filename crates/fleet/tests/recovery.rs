@@ -53,6 +53,7 @@ fn trials() -> Vec<Trial> {
             }
         }),
         trial("a_ready_sandbox_is_found_again", ready),
+        trial("a_paused_sandbox_of_a_killed_fleet_is_ended_and_says_why", paused),
         trial("detached_tasks_go_on_and_attached_ones_are_interrupted", executing),
         trial("a_command_that_was_accepted_is_not_run_twice", accepted_command),
         trial("what_was_to_stop_is_stopped", || ending("stopping", State::Stopped)),
@@ -74,9 +75,12 @@ fn hosted() -> Mock {
     mock().hosted_by(std::env::current_exe().unwrap(), &[MACHINE])
 }
 
+fn images(directory: &Path) -> image::Store {
+    image::Store::open(&directory.join("cache")).unwrap()
+}
+
 fn supervisor(directory: &Path) -> Supervisor {
-    let images = image::Store::open(&directory.join("cache")).unwrap();
-    Supervisor::with_engines(images, vec![Box::new(hosted())])
+    Supervisor::with_engines(images(directory), vec![Box::new(hosted())])
         .with_runtime_directory(directory.join("run"))
 }
 
@@ -116,7 +120,13 @@ fn victim(directory: &Path, point: &str) {
     block_on(async {
         let config = Config::new(Mode::Daemon, directory.join("data"));
         let death = Arc::new(Death(point.to_owned()));
-        let manager = Manager::open_with(config, supervisor(directory), death).await.unwrap();
+        // Only a machine of this very process can be paused.
+        let supervisor = match point {
+            "paused" => Supervisor::with_engines(images(directory), vec![Box::new(mock())])
+                .with_runtime_directory(directory.join("run")),
+            _ => supervisor(directory),
+        };
+        let manager = Manager::open_with(config, supervisor, death).await.unwrap();
         let digest = "00".repeat(32);
         let fleet::Idempotent::Fresh(guard) =
             manager.idempotent(&root(), KEY, &digest).await.unwrap()
@@ -136,6 +146,7 @@ fn victim(directory: &Path, point: &str) {
         manager.create(&root(), create, &provenance).await.unwrap();
         match point {
             "ready-idle" => die(),
+            "paused" => drop(manager.pause(&root(), "box", &by()).await),
             "working" | "secret" => {
                 let detached =
                     api::Exec { detach: true, name: Some("d".into()), ..argv(&["serve"]) };
@@ -211,6 +222,22 @@ fn ready() {
         assert_eq!(manager.get(&root(), "box").await.unwrap().state, State::Ready);
         let task = manager.exec(&root(), "box", argv(&["greet"]), &by()).await.unwrap();
         assert_eq!(task.collect(100).await.unwrap().stdout, "hello\n");
+        clear(&place, &manager).await;
+    });
+}
+
+fn paused() {
+    let place = Place::new();
+    killed(&place, "paused");
+    block_on(async {
+        let manager = open(&place).await;
+        let row = manager.get(&root(), "box").await.unwrap();
+        let reason = row.reason.unwrap_or_default();
+        assert_eq!(row.state, State::Failed);
+        assert!(reason.contains("paused") && reason.contains("start it again"), "{reason}");
+        assert_eq!(place.machines(), 0);
+        let again = manager.start(&root(), "box", true, &by()).await.unwrap();
+        assert_eq!(again.state, State::Ready);
         clear(&place, &manager).await;
     });
 }

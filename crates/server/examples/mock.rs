@@ -31,6 +31,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let manager = Manager::open(fleet, supervisor).await?;
     let mut config = Config::new(directory.join("data"));
     config.listen = vec![([127, 0, 0, 1], 0).into()];
+    // Whoever tests every route without a token is not to be told that it does so too often.
+    config.limits.failures_per_second = u32::MAX;
     config.unix_socket = Some(directory.join("run/api.sock"));
     let running = server::serve(manager.clone(), config).await?;
     std::fs::write(directory.join("ca.pem"), running.authority()?)?;

@@ -54,10 +54,7 @@ impl Ask {
 
     /// The body as this type.
     pub(crate) fn json<T: DeserializeOwned + Validate>(&self) -> Result<T, Problem> {
-        let value: T = serde_json::from_slice(&self.body)
-            .map_err(|error| Problem::invalid("body", error.to_string()))?;
-        value.validate()?;
-        Ok(value)
+        api::parse_json(&self.body)
     }
 
     /// The body as this type, or its default where there is none.
@@ -85,6 +82,13 @@ impl Ask {
     /// The id or name of the sandbox in the path.
     pub(crate) fn sandbox(&self) -> Result<&str, Problem> {
         self.parameter("sandbox")
+    }
+
+    /// The version in If-Match or If-None-Match.
+    pub(crate) fn entity_tag(&self, name: &HeaderName) -> Result<Option<&str>, Problem> {
+        let tag = self.header(name)?;
+        api::bound::EntityTag::check_some(name.as_str(), tag)?;
+        Ok(tag)
     }
 
     pub(crate) fn header(&self, name: &HeaderName) -> Result<Option<&str>, Problem> {
@@ -213,8 +217,26 @@ pub(crate) struct Upload {
     left: u64,
     limit: u64,
     stall: Duration,
-    /// What its SHA-256 has to be, and what there is of it so far.
-    signed: Option<(Verified, Sha256)>,
+    /// By whom it was signed, and its SHA-256 so far.
+    signed: Option<(Signed, Sha256)>,
+}
+
+/// A body that was signed, to be compared when all of it has come.
+pub(crate) struct Signed {
+    pub(crate) app: Arc<App>,
+    pub(crate) caller: Caller,
+    pub(crate) verified: Verified,
+    /// Method and path, for the record of one that is not what was signed.
+    pub(crate) target: String,
+}
+
+impl Signed {
+    /// Whether this is what was signed; that it is not is on record.
+    pub(crate) async fn check(&self, arrived: &BodyDigest) -> Result<(), Problem> {
+        let Self { app, caller, verified, target } = self;
+        let same = app.manager.verify_body(caller, verified, arrived, target).await;
+        same.map_err(|error| error.problem())
+    }
 }
 
 impl Upload {
@@ -223,7 +245,7 @@ impl Upload {
         headers: &HeaderMap,
         limit: u64,
         stall: Duration,
-        signed: Option<Verified>,
+        signed: Option<Signed>,
     ) -> Result<Self, Problem> {
         if announced(headers)?.is_some_and(|length| length > limit) {
             return Err(too_large(limit));
@@ -237,7 +259,7 @@ impl Upload {
         loop {
             let Some(data) = frame(&mut self.body, self.stall).await? else {
                 if let Some((signed, found)) = self.signed.take() {
-                    signed.check_body(&BodyDigest::from_bytes(found.finalize().into()))?;
+                    signed.check(&BodyDigest::from_bytes(found.finalize().into())).await?;
                 }
                 return Ok(None);
             };

@@ -30,7 +30,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 
 use crate::app::App;
-use crate::ask::{self, Answer, Ask, IDEMPOTENCY_KEY, LAST_EVENT_ID, Upload};
+use crate::ask::{self, Answer, Ask, IDEMPOTENCY_KEY, LAST_EVENT_ID, Signed, Upload};
 use crate::connection::Peer;
 use crate::host::single;
 use crate::{problem, telemetry};
@@ -305,10 +305,29 @@ async fn receive(
     if let Some(key) = &key {
         api::bound::IdempotencyKey::check("Idempotency-Key", key)?;
     }
+    // Only who is known can have signed.
     let signed = match &caller {
-        Some(caller) => verify(app, caller, &parts, key.as_deref()).await?,
+        Some(caller) => {
+            let verified = verify(app, caller, &parts, key.as_deref()).await?;
+            verified.map(|verified| Signed {
+                app: Arc::clone(app),
+                caller: caller.clone(),
+                verified,
+                target: format!("{} {}", parts.method, parts.uri.path()),
+            })
+        }
         None => None,
     };
+    let signature = signed.as_ref().map(|signed| fleet::VerifiedSignature {
+        key_id: signed.verified.key_id.clone(),
+        digest: hex(&signed.verified.request_digest),
+    });
+    // What a WebSocket carries is covered by its first message, which comes later.
+    let websocket = route.answers.iter().any(|(_, body)| matches!(body, Takes::WebSocket));
+    let (mut later, mut signed) = (None, signed);
+    if websocket {
+        later = signed.take().map(|signed| signed.verified);
+    }
     let (mut whole, mut upload) = (Bytes::new(), None);
     match route.request {
         Takes::Json(_) | Takes::OptionalJson(_) => {
@@ -322,8 +341,8 @@ async fn receive(
             let tar = matches!(route.request, Takes::Tar);
             let media_type = if tar { "application/x-tar" } else { "application/octet-stream" };
             ask::check_type(headers, media_type)?;
-            let (limit, signed) = (limits.upload_bytes, signed.clone());
-            upload = Some(Upload::new(body, headers, limit, limits.stall, signed)?);
+            let limit = limits.upload_bytes;
+            upload = Some(Upload::new(body, headers, limit, limits.stall, signed.take())?);
         }
         _ => {
             if !body.is_end_stream() {
@@ -332,30 +351,18 @@ async fn receive(
             }
         }
     }
-    // What a WebSocket carries is covered by its first message, which comes later.
-    let websocket = route.answers.iter().any(|(_, body)| matches!(body, Takes::WebSocket));
-    if let Some(signed) = signed.as_ref().filter(|_| upload.is_none() && !websocket) {
-        // Only who is known can have signed.
-        if let Some(caller) = &caller {
-            let target = format!("{} {}", parts.method, parts.uri.path());
-            let arrived = BodyDigest::of(&whole);
-            let same = app.manager.verify_body(caller, signed, &arrived, &target).await;
-            same.map_err(|error| error.problem())?;
-        }
+    if let Some(signed) = signed {
+        signed.check(&BodyDigest::of(&whole)).await?;
     }
     let provenance = Provenance {
         request_digest: Some(digest(&parts, &whole)),
-        signature: signed.as_ref().map(|signed| fleet::VerifiedSignature {
-            key_id: signed.key_id.clone(),
-            digest: hex(&signed.request_digest),
-        }),
+        signature,
         idempotency_key: key,
         remote: peer.to_string(),
     };
     let caller = caller.unwrap_or_else(nobody);
-    let signed = signed.filter(|_| websocket);
     let (app, upload) = (Arc::clone(app), Mutex::new(upload));
-    Ok(Ask { app, caller, provenance, parts, path, body: whole, upload, signed })
+    Ok(Ask { app, caller, provenance, parts, path, body: whole, upload, signed: later })
 }
 
 /// Who calls a public route: nobody in particular, who may do nothing else.

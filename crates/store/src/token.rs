@@ -78,8 +78,22 @@ impl Change<'_> {
     /// Puts a token on record by the SHA-256 of its secret.
     ///
     /// # Errors
-    /// `Exists` and `Database`.
+    /// `Exists` where a living token of the workspace has the name, since a name is whom a
+    /// signing key stands for; and `Database`.
     pub fn insert_token(&mut self, token: &Token, hash: &Digest) -> Result<(), StoreError> {
+        let is_taken: bool = self
+            .connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM tokens WHERE workspace IS ?1 \
+                 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2) \
+                 AND json_extract(body, '$.name') = ?3)",
+            )?
+            .query_row(params![token.workspace, token.created_at.unix_ms(), token.name], |row| {
+                row.get(0)
+            })?;
+        if is_taken {
+            return Err(StoreError::Exists { kind: KIND, id: token.name.clone() });
+        }
         let added = self
             .connection
             .prepare_cached(

@@ -3,7 +3,6 @@
 use api::{AuditQuery, AuditRange};
 use axum::body::Body;
 use axum::response::Response;
-use futures_util::StreamExt as _;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
 
@@ -17,14 +16,8 @@ pub(super) async fn list(ask: Ask) -> Answer {
 
 pub(super) async fn export(ask: Ask) -> Answer {
     let range: AuditRange = ask.query()?;
-    let records = ask.app.manager.export_audit(&ask.caller, range, &ask.provenance).await;
-    let records = records.map_err(|error| error.problem())?;
-    let lines =
-        records.map(|record| -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
-            let mut line = serde_json::to_vec(&record?)?;
-            line.push(b'\n');
-            Ok(line)
-        });
+    let lines = ask.app.manager.export_audit(&ask.caller, range, &ask.provenance).await;
+    let lines = lines.map_err(|error| error.problem())?;
     let mut response = Response::new(Body::from_stream(lines));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/jsonl"));
     Ok(response)

@@ -18,14 +18,16 @@ fn query(route: &Route) -> &'static str {
     }
 }
 
-fn body(route: &Route) -> Value {
+fn body(route: &Route, number: u8) -> Value {
     match route.id {
         "exec" => json!({"command": ["true"]}),
         "signal_process" => json!({"signal": 15}),
         "resize_process" => json!({"rows": 1, "cols": 1}),
         "make_directory" => json!({"path": "/tmp/x"}),
         "move_file" => json!({"from": "/tmp/x", "to": "/tmp/y"}),
-        "create_token" => json!({"name": "x", "role": "viewer", "workspace": "own"}),
+        "create_token" => {
+            json!({"name": format!("x{number}"), "role": "viewer", "workspace": "own"})
+        }
         "create_key" => json!({
             "name": "x",
             "public_key": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
@@ -41,7 +43,8 @@ fn body(route: &Route) -> Value {
 async fn thing(server: &Server, route: &Route, number: u8) -> String {
     let (path, body) = match route.id {
         "revoke_token" => {
-            ("/v1/tokens", json!({"name": "x", "role": "viewer", "workspace": "own"}))
+            let name = format!("y{number}");
+            ("/v1/tokens", json!({"name": name, "role": "viewer", "workspace": "own"}))
         }
         "revoke_key" => {
             let key = SigningKey::from_bytes(&[number; 32]).verifying_key();
@@ -58,7 +61,12 @@ async fn thing(server: &Server, route: &Route, number: u8) -> String {
     made.json()["id"].as_str().unwrap().to_owned()
 }
 
-fn request<'a>(server: &'a Server, route: &Route, sandbox: &str, thing: &str) -> Call<'a> {
+fn request<'a>(
+    server: &'a Server,
+    route: &Route,
+    sandbox: &str,
+    (thing, number): (&str, u8),
+) -> Call<'a> {
     let path = route
         .path
         .replace("{sandbox}", sandbox)
@@ -74,7 +82,7 @@ fn request<'a>(server: &'a Server, route: &Route, sandbox: &str, thing: &str) ->
         Method::Delete => server.delete(&target),
     };
     match route.request {
-        Body::Json(_) | Body::OptionalJson(_) => call.json(&body(route)),
+        Body::Json(_) | Body::OptionalJson(_) => call.json(&body(route, number)),
         Body::Octets => call.bytes("application/octet-stream", ""),
         Body::Tar => call.bytes("application/x-tar", ""),
         _ => call,
@@ -94,8 +102,9 @@ async fn each_role_may_what_the_matrix_says() {
     let theirs = server.sandbox("other").await;
     let (mut wrong, mut number) = (Vec::new(), 0_u8);
     for role in Role::ALL {
-        let bound = server.token("bound", role.as_str(), Some("own"), None).await;
-        let unbound = server.token("unbound", role.as_str(), None, None).await;
+        let named = |kind: &str| format!("{kind} {role}");
+        let bound = server.token(&named("bound"), role.as_str(), Some("own"), None).await;
+        let unbound = server.token(&named("unbound"), role.as_str(), None, None).await;
         for route in ROUTES {
             let Access::Needs(operation) = route.access else { continue };
             for whose in Whose::ALL {
@@ -114,7 +123,7 @@ async fn each_role_may_what_the_matrix_says() {
                 };
                 number = number.wrapping_add(1);
                 let thing = thing(&server, route, number).await;
-                let call = request(&server, route, &sandbox, &thing).token(token);
+                let call = request(&server, route, &sandbox, (&thing, number)).token(token);
                 let response = call.begin().await;
                 let status = response.status().as_u16();
                 let fits = match cell(operation, role, whose) {

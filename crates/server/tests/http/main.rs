@@ -2,7 +2,10 @@
 
 mod access;
 mod attacks;
+mod audit;
 mod connections;
+mod files;
+mod provider;
 mod sandboxes;
 mod server;
 mod signatures;

@@ -16,8 +16,8 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 use server::{Config, Running};
-use supervisor::Supervisor;
 use supervisor::mock::{Mock, Reply as Script};
+use supervisor::{Launcher, Supervisor};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
@@ -68,8 +68,28 @@ impl Server {
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let images = image_store(&directory.path().join("images"));
-        let supervisor = Supervisor::with_engines(images, vec![Box::new(mock())])
-            .with_runtime_directory(directory.path().join("kept"));
+        let supervisor = Supervisor::with_engines(images, vec![Box::new(mock())]);
+        Self::over(directory, supervisor, change, change_fleet).await
+    }
+
+    /// Over sandboxes on this host's kernel, with real files; none where they do not work.
+    pub(crate) async fn on_this_host() -> Option<Self> {
+        let launcher = Launcher { program: "/proc/self/exe".into(), arguments: Vec::new() };
+        let supervisor = Supervisor::new(launcher).unwrap();
+        if let Err(reason) = supervisor.engine("process").unwrap().available().await {
+            eprintln!("not run on engine process: {reason}");
+            return None;
+        }
+        Some(Self::over(tempfile::tempdir().unwrap(), supervisor, |_| {}, |_| {}).await)
+    }
+
+    async fn over(
+        directory: TempDir,
+        supervisor: Supervisor,
+        change: impl FnOnce(&mut Config),
+        change_fleet: impl FnOnce(&mut fleet::Config),
+    ) -> Self {
+        let supervisor = supervisor.with_runtime_directory(directory.path().join("kept"));
         let mut fleet = fleet::Config::new(Mode::Daemon, directory.path().join("data"));
         change_fleet(&mut fleet);
         let manager = Manager::open(fleet, supervisor).await.unwrap();
@@ -113,7 +133,11 @@ impl Server {
 
     /// A sandbox of this workspace that is ready.
     pub(crate) async fn sandbox(&self, workspace: &str) -> String {
-        let body = json!({"engine": "mock", "memory_mb": 128, "workspace": workspace});
+        self.sandbox_on("mock", workspace).await
+    }
+
+    pub(crate) async fn sandbox_on(&self, engine: &str, workspace: &str) -> String {
+        let body = json!({"engine": engine, "memory_mb": 128, "workspace": workspace});
         let reply = self.post("/v1/sandboxes").unix().json(&body).send().await;
         assert_eq!(reply.status, 201, "{reply:?}");
         reply.json()["id"].as_str().unwrap().to_owned()
