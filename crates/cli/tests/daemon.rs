@@ -8,11 +8,12 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -329,6 +330,125 @@ fn the_audit_log_verifies_and_is_exported_as_lines() {
     assert!(text.lines().count() >= 2, "{text}");
     assert!(!text.contains("canary"), "{text}");
     server.run(&["audit", "export", "--output", file.to_str().unwrap()]).exits(1);
+}
+
+#[test]
+fn the_service_that_is_written_is_one_to_systemd() {
+    let directory = tempdir().unwrap();
+    let arguments = ["serve", "--install-service", "user", "--listen", "none"];
+    let installed = call_in(directory.path(), &arguments).output();
+    let unit = directory.path().join("config/systemd/user/sandforge.service");
+    let text = fs::read_to_string(&unit).unwrap_or_else(|error| panic!("{error}: {installed}"));
+    assert!(text.contains("\"serve\" \"--listen\" \"none\"\n"), "{text}");
+    // No session of systemd has this directory, so that nothing was started.
+    assert_ne!(installed.status, Some(0), "{installed}");
+    assert!(installed.stderr.contains("systemctl"), "{installed}");
+    eprintln!("not run: the service itself, for want of a systemd that is ours to start it under");
+    match Command::new("systemd-analyze").args(["verify", "--user"]).arg(&unit).output() {
+        Ok(verified) => {
+            let said = String::from_utf8_lossy(&verified.stderr);
+            assert!(verified.status.success() && !said.contains("sandforge"), "{said}");
+        }
+        Err(error) => eprintln!("not run: systemd-analyze verify: {error}"),
+    }
+    call_in(directory.path(), &["serve", "--uninstall-service", "user"]).output().exits(0);
+    assert!(!unit.exists());
+}
+
+#[test]
+fn requests_are_traced_to_a_collector() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, spans) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (target, body) = received(stream.unwrap());
+            if sender.send((target, body)).is_err() {
+                return;
+            }
+        }
+    });
+    let server = Server::start_with(&["--listen", "none"], |call| {
+        call.env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "50")
+    });
+    server.run(&["ls"]).exits(0);
+    let mut names = Vec::new();
+    while !names.iter().any(|name| name == "list_sandboxes") {
+        let next = spans.recv_timeout(Duration::from_secs(30));
+        let (target, body) = next.unwrap_or_else(|error| panic!("{error}: only {names:?}"));
+        assert_eq!(target, "/v1/traces");
+        // ExportTraceServiceRequest: resource_spans 1, of it resource 1 and scope_spans 2.
+        for resource_spans in fields(&body, 1) {
+            let resource = fields(resource_spans, 1)[0];
+            let service = { fields(resource, 1).into_iter() }
+                .find(|attribute| fields(attribute, 1) == [b"service.name"])
+                .expect("it says whose they are");
+            assert_eq!(fields(fields(service, 2)[0], 1), [b"sandforge"]);
+            // Of scope_spans spans 2, of each its name 5.
+            let scopes = fields(resource_spans, 2).into_iter();
+            let spans = scopes.flat_map(|scope| fields(scope, 2));
+            let name = |span| String::from_utf8(fields(span, 5)[0].to_vec()).unwrap();
+            names.extend(spans.map(name));
+        }
+    }
+}
+
+/// The target and the body of one request, which is answered with success.
+fn received(stream: TcpStream) -> (String, Vec<u8>) {
+    let mut reader = BufReader::new(stream);
+    let (mut target, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        if let Some((_, rest)) = line.split_once("POST ") {
+            target = rest.split(' ').next().unwrap_or_default().to_owned();
+        } else if let Some(number) = line.to_lowercase().strip_prefix("content-length:") {
+            length = number.trim().parse().unwrap();
+        } else if line.trim().is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    reader.get_mut().write_all(answer).unwrap();
+    (target, body)
+}
+
+/// The values of a length-delimited field of a protobuf message.
+fn fields(mut message: &[u8], wanted: u64) -> Vec<&[u8]> {
+    fn number(message: &mut &[u8]) -> u64 {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let (byte, rest) = message.split_first().expect("a number ends");
+            *message = rest;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        number
+    }
+    let mut found = Vec::new();
+    while !message.is_empty() {
+        let key = number(&mut message);
+        let length = match key & 7 {
+            0 => {
+                number(&mut message);
+                continue;
+            }
+            1 => 8,
+            2 => usize::try_from(number(&mut message)).unwrap(),
+            5 => 4,
+            other => panic!("no protobuf has the wire type {other}"),
+        };
+        let (value, rest) = message.split_at(length);
+        message = rest;
+        if key == wanted << 3 | 2 {
+            found.push(value);
+        }
+    }
+    found
 }
 
 #[test]

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use client::RequestKey;
-use client::api::{CreateKey, Key, Timestamp, TokenQuery};
+use client::api::{CreateKey, Key, Timestamp};
 
 use super::Context;
+use super::token::ListArgs;
 use crate::connection::{self, all};
 use crate::failure::Failure;
 use crate::keyfile;
@@ -73,21 +74,6 @@ struct CreateArgs {
     json: bool,
 }
 
-#[derive(Args)]
-struct ListArgs {
-    /// Those that were revoked or have expired too
-    #[arg(short, long)]
-    all: bool,
-
-    /// Of this workspace; only who sees all workspaces may choose
-    #[arg(long, value_name = "NAME")]
-    workspace: Option<String>,
-
-    /// Print a JSON array
-    #[arg(long)]
-    json: bool,
-}
-
 impl KeyArgs {
     pub(crate) fn json(&self) -> bool {
         match &self.command {
@@ -100,7 +86,7 @@ impl KeyArgs {
     pub(crate) fn run(&self, context: &Context) -> Result<u8, Failure> {
         match &self.command {
             KeyCommand::Create(args) => args.run(context)?,
-            KeyCommand::Ls(args) => args.run()?,
+            KeyCommand::Ls(args) => list(args)?,
             KeyCommand::Rm { ids } => connection::ask(async |client| {
                 for id in ids {
                     client.revoke_key(id).await?;
@@ -158,25 +144,11 @@ impl CreateArgs {
     }
 }
 
-impl ListArgs {
-    fn run(&self) -> Result<(), Failure> {
-        let keys = connection::ask(async |client| {
-            all(async |cursor| {
-                let query = TokenQuery {
-                    workspace: self.workspace.clone(),
-                    all: self.all,
-                    cursor,
-                    limit: None,
-                };
-                client.list_keys(&query).await
-            })
-            .await
-        })?;
-        match self.json {
-            true => super::print_json(&keys),
-            false => super::print(&rows(&keys)),
-        }
-    }
+fn list(args: &ListArgs) -> Result<(), Failure> {
+    let keys = connection::ask(async |client| {
+        all(async |cursor| client.list_keys(&args.query(cursor)).await).await
+    })?;
+    args.print(&keys, rows)
 }
 
 fn rows(keys: &[Key]) -> String {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use client::api::{CreateToken, Operation, Role, Timestamp, Token, TokenQuery};
+use serde::Serialize;
 
 use super::Context;
 use crate::connection::{self, all};
@@ -64,8 +65,9 @@ struct CreateArgs {
     json: bool,
 }
 
+/// Which tokens to list, or keys.
 #[derive(Args)]
-struct ListArgs {
+pub(super) struct ListArgs {
     /// Those that were revoked or have expired too
     #[arg(short, long)]
     all: bool,
@@ -76,7 +78,7 @@ struct ListArgs {
 
     /// Print a JSON array
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl TokenArgs {
@@ -131,23 +133,28 @@ impl CreateArgs {
 }
 
 impl ListArgs {
+    /// What to ask for, from this place on.
+    pub(super) fn query(&self, cursor: Option<String>) -> TokenQuery {
+        TokenQuery { workspace: self.workspace.clone(), all: self.all, cursor, limit: None }
+    }
+
+    /// Prints what there is, for people as these rows.
+    pub(super) fn print<T: Serialize>(
+        &self,
+        found: &[T],
+        rows: impl FnOnce(&[T]) -> String,
+    ) -> Result<(), Failure> {
+        match self.json {
+            true => super::print_json(&found),
+            false => super::print(&rows(found)),
+        }
+    }
+
     fn run(&self) -> Result<(), Failure> {
         let tokens = connection::ask(async |client| {
-            all(async |cursor| {
-                let query = TokenQuery {
-                    workspace: self.workspace.clone(),
-                    all: self.all,
-                    cursor,
-                    limit: None,
-                };
-                client.list_tokens(&query).await
-            })
-            .await
+            all(async |cursor| client.list_tokens(&self.query(cursor)).await).await
         })?;
-        match self.json {
-            true => super::print_json(&tokens),
-            false => super::print(&rows(&tokens)),
-        }
+        self.print(&tokens, rows)
     }
 }
 
