@@ -1,12 +1,14 @@
 //! Prints the figures of docs/benchmarks.md, one table a measurement.
 //!
-//! `cargo run --release -p bench [cold|create|exec|process|stream|parallel]...`, all of them without a
-//! name; `kvm-boot` has to be asked for by its name. Figures are medians and 90th percentiles of
-//! runs in a row; see how loaded the machine was in the first line.
+//! `cargo run --release -p bench [cold|create|exec|process|stream|parallel|serve]...`, all of them
+//! without a name; `kvm-boot` has to be asked for by its name. `serve --minutes N` goes on making
+//! sandboxes for so long. Figures are medians and 90th percentiles of runs in a row; see how loaded
+//! the machine was in the first line.
 #![forbid(unsafe_code)]
 
 mod create;
 mod kvm;
+mod serve;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -22,10 +24,20 @@ type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 const RUNS: usize = 10;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "__launch") {
         return supervisor::qemu_monitor::main();
     }
+    if let Some(status) = serve::child(&arguments) {
+        return status;
+    }
+    let churn = match minutes(&mut arguments) {
+        Ok(churn) => churn,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|word| word == name);
     let run = || -> Outcome {
         machine()?;
@@ -47,6 +59,9 @@ fn main() -> ExitCode {
         if wanted("parallel") {
             parallel()?;
         }
+        if wanted("serve") {
+            serve::run(churn)?;
+        }
         if arguments.iter().any(|word| word == "kvm-boot") {
             kvm::boot()?;
         }
@@ -59,6 +74,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Takes `--minutes N` out of the arguments.
+fn minutes(arguments: &mut Vec<String>) -> Outcome<Option<Duration>> {
+    let Some(at) = arguments.iter().position(|word| word == "--minutes") else { return Ok(None) };
+    let number = arguments.get(at + 1).and_then(|text| text.parse().ok());
+    let number: u64 = number.ok_or("--minutes needs a number")?;
+    arguments.drain(at..at + 2);
+    Ok(Some(Duration::from_secs(60 * number)))
 }
 
 fn machine() -> Outcome {
