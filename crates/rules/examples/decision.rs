@@ -25,7 +25,10 @@ fn main() {
     let bound = Layer::from_lines("policy.toml", &["**"], &[] as &[&str]).expect("so is the bound");
     let rules = Rules::new(Mode::Allow, vec![layer], vec![bound]).expect("they fit together");
 
-    println!("{} rules, the fastest of {TRIES} times {ROUNDS} decisions", allow.len() + deny.len() + 1);
+    println!(
+        "{} rules, the fastest of {TRIES} times {ROUNDS} decisions",
+        allow.len() + deny.len() + 1
+    );
     for (what, method, host, path) in [
         ("host by its name, allowed", "GET", "host-44.example.com", "/api/v1/users/7"),
         ("one of many rules of a host", "POST", "api.example.com", "/repos/acme-89/web/issues"),

@@ -55,6 +55,8 @@ pub(crate) struct Rule {
     pub(crate) except: Vec<Line>,
     /// Names of packages have an encoded `/` there.
     pub(crate) encoded_separators: bool,
+    /// It comes with the program, and nobody need be told about it.
+    pub(crate) is_ours: bool,
 }
 
 /// A line of a file, in its place.
@@ -78,6 +80,9 @@ impl Layer {
     pub const MAX_TEXT: usize = 256 << 10;
     /// Most rules of a layer.
     pub const MAX_RULES: usize = 2000;
+
+    /// Most of them when those of a service are counted for each of its hosts.
+    const MAX_EXPANDED: usize = 20_000;
 
     /// Reads lines that name their hosts, as on the command line. `source` is what they came from:
     /// `--allow`.
@@ -152,7 +157,8 @@ impl Layer {
         let rules = lines.chain(forges).filter_map(|(text, encoded_separators)| {
             let line = Line::parse(&text).ok()?;
             let origin = Origin { source: Arc::clone(&source), line: 0, text: text.into() };
-            Some(Rule { line, origin, service: None, except: Vec::new(), encoded_separators })
+            let except = Vec::new();
+            Some(Rule { line, origin, service: None, except, encoded_separators, is_ours: true })
         });
         Self { allow: Some(rules.collect()), ..Self::default() }
     }
@@ -163,18 +169,16 @@ impl Layer {
     }
 
     pub(crate) fn bounded(self, source: &str) -> Result<Self, Error> {
-        let allow = self.allow.iter().flatten().count();
         let of_services: usize = self.services.iter().map(|section| section.allow.len()).sum();
-        if allow + self.deny.len() + of_services > Self::MAX_RULES {
-            return Err(Error {
-                source: source.into(),
-                line: 0,
-                column: 0,
-                text: None,
-                fault: Fault::TooMany { limit: Self::MAX_RULES },
-            });
-        }
-        Ok(self)
+        let by_host = self.allow.iter().flatten().count();
+        let expanded = of_services + by_host + self.deny.len();
+        let limit = match () {
+            () if by_host > Self::MAX_RULES => Self::MAX_RULES,
+            () if expanded > Self::MAX_EXPANDED => Self::MAX_EXPANDED,
+            () => return Ok(self),
+        };
+        let fault = Fault::TooMany { limit };
+        Err(Error { source: source.into(), line: 0, column: 0, text: None, fault })
     }
 
     /// Adds what is wanted of a service.
@@ -198,6 +202,7 @@ impl Layer {
                 origin: written.origin.clone(),
                 except: Vec::new(),
                 encoded_separators: false,
+                is_ours: Arc::ptr_eq(&written.origin.source, &catalogue),
             };
             Ok(lines.into_iter().map(rule).collect())
         };
@@ -217,7 +222,8 @@ impl Layer {
                 let verb = if *is_full { "ANY" } else { "READ" };
                 let text = format!("{verb} {}", at(&plain.pattern, plain.port));
                 let origin = Origin { text: text.into(), ..place.origin.clone() };
-                allow.push(host_rule(Written { origin, column: place.column }, false)?);
+                let rule = host_rule(Written { origin, column: place.column }, false)?;
+                allow.push(Rule { is_ours: true, ..rule });
             }
         }
         let mut deny = of_catalogue(&service.deny)?;
@@ -267,6 +273,7 @@ pub(crate) fn host_rule(written: Written, is_deny: bool) -> Result<Rule, Error> 
         service: None,
         except: Vec::new(),
         encoded_separators: false,
+        is_ours: false,
     })
 }
 

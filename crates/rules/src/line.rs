@@ -173,8 +173,13 @@ impl Reader<'_> {
         if let Some((at, char)) = text.char_indices().find(|(_, char)| char.is_control()) {
             return problem(at, format!("the rule has a control character, {char:?}"));
         }
-        let mut words = words(text).into_iter().peekable();
+        let all = words(text);
+        let mut words = all.clone().into_iter().peekable();
         let Some((at, first)) = words.next() else { return problem(0, "the rule is empty") };
+        if let Some((at, word)) = all.iter().find(|(_, word)| word.contains("://")) {
+            let scheme = word.split(':').next().unwrap_or_default();
+            return problem(*at, format!("leave out {scheme}://; a rule begins with the host"));
+        }
         let lines = match first {
             "git" => self.git(&mut words, text.len())?,
             "graphql" => self.graphql(&mut words, text.len())?,
@@ -307,7 +312,8 @@ impl Reader<'_> {
             // Servers take both names for one.
             Some(path) => {
                 let path = path.strip_suffix(".git").unwrap_or(path);
-                Some(path_of(at, path, LENIENT)?)
+                let slash = if path.starts_with('/') { "" } else { "/" };
+                Some(path_of(at, &format!("{slash}{path}"), LENIENT)?)
             }
         };
         let mut refs = Vec::new();
@@ -453,6 +459,12 @@ impl Reader<'_> {
             }
             (None, Some(authority)) => {
                 let (hosts, port) = place(target.at, authority)?;
+                let after = target.path.unwrap_or_default().trim_start_matches('/');
+                let length = after.split(':').next().unwrap_or_default();
+                if authority.ends_with(']') && length.parse::<u8>().is_ok() {
+                    let inner = &authority[1..authority.len() - 1];
+                    return problem(target.at, format!("write the network as [{inner}/{length}]"));
+                }
                 Ok(vec![Line { hosts, port, what: what.clone() }])
             }
             (Some(service), None) => {
@@ -507,7 +519,10 @@ fn repository_of<'a>(service: &Service, at: usize, word: &'a str) -> Target<'a> 
     let (first, rest) = word.split_at(word.find('/').unwrap_or(word.len()));
     let is_host = service.git.iter().flat_map(|git| &git.hosts).any(|host| is_at(host, first));
     match is_host {
-        true => Target { at, authority: Some(first), path: Some(rest), query: None },
+        true => {
+            let path = (!rest.is_empty()).then_some(rest);
+            Target { at, authority: Some(first), path, query: None }
+        }
         false => Target { at, authority: None, path: Some(word), query: None },
     }
 }
@@ -553,13 +568,6 @@ fn authority_end(word: &str) -> usize {
 }
 
 fn place(at: usize, text: &str) -> Result<Place, Problem> {
-    if let Some((scheme, rest)) = text.split_once(':')
-        && !scheme.is_empty()
-        && rest.is_empty()
-        && scheme.bytes().all(|byte| byte.is_ascii_alphabetic())
-    {
-        return problem(at, format!("leave out {scheme}://; a rule begins with the host"));
-    }
     let (host, port) = match text.rfind(':') {
         Some(colon) if !text[colon..].contains(']') => (&text[..colon], Some(&text[colon + 1..])),
         _ => (text, None),
@@ -583,6 +591,9 @@ fn hosts(at: usize, text: &str) -> Result<Hosts, Problem> {
         return match Host::parse(text) {
             Ok(host) if host.to_string() != text => {
                 problem(at, format!("write the host as {host}"))
+            }
+            Ok(Host::Address(address)) if address.to_canonical() != address => {
+                problem(at, format!("write the address as {}", address.to_canonical()))
             }
             Ok(host) => Ok(Hosts::of(&host)),
             Err(error) if !text.is_ascii() => {
@@ -631,6 +642,11 @@ fn network(at: usize, address: &str, length: &str) -> Result<Network, Problem> {
         }
     };
     let network = Network { address: ip, length };
+    if let (IpAddr::V4(inner), Some(length)) = (ip.to_canonical(), length.checked_sub(96))
+        && ip.is_ipv6()
+    {
+        return problem(at, format!("write the network as {inner}/{length}"));
+    }
     let first = network.first();
     if first != ip {
         let first = Network { address: first, length };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use canonical::{Authority, Host};
+use canonical::{Authority, Host, Leniency, Path};
 
 /// What kind of packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,7 +87,9 @@ impl Registry {
         }
         let authority = Authority::parse(authority, default).map_err(|error| error.to_string())?;
         let path = path.split(['?', '#']).next().unwrap_or_default();
-        let path = match path.trim_end_matches('/') {
+        let path = Path::parse(if path.is_empty() { "/" } else { path }, Leniency::default())
+            .map_err(|error| error.to_string())?;
+        let path = match path.as_str().trim_end_matches('/') {
             "" => "/",
             path => path,
         };

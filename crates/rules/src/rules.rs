@@ -10,10 +10,11 @@ use crate::entry::{Entry, Gate, Match, Place, Side};
 use crate::error::{Error, Fault};
 use crate::index::Index;
 use crate::layer::{Layer, Rule};
-use crate::line::{DEFAULT_PORT, What};
+use crate::line::{DEFAULT_PORT, Line, What};
 use crate::method::Methods;
 use crate::origin::Origin;
 use crate::request::{Allowed, Endpoint, Kind, Mode, Refusal, Request, Verdict};
+use crate::tenants::shared_suffix;
 
 /// What a sandbox may reach: what any of its own layers allows, each narrowing layer that has a list
 /// allows too, and no layer denies. Cheap to clone.
@@ -100,7 +101,8 @@ impl Rules {
         self.0.mode
     }
 
-    /// What is well-formed and perhaps not meant: an allowed line that a denial covers wholly.
+    /// What is well-formed and perhaps not meant: an allowed line that a denial covers wholly, or one
+    /// for hosts that anybody can have.
     pub fn warnings(&self) -> &[Warning] {
         &self.0.warnings
     }
@@ -334,7 +336,7 @@ impl Inner {
         let own = self.look(&self.own, &place, request, method);
         let is_allowed = own.rule.is_some() || self.mode == Mode::Open;
         if !is_allowed && !own.waits {
-            return Verdict::Deny(self.unmentioned(request));
+            return Verdict::Deny(self.unmentioned(request, method));
         }
         let mut bound_waits = false;
         for list in self.bounds_at(request.host, Some(request.port)) {
@@ -401,11 +403,11 @@ impl Inner {
         met
     }
 
-    fn unmentioned(&self, request: &Request<'_>) -> Refusal {
+    fn unmentioned(&self, request: &Request<'_>, method: Methods) -> Refusal {
         Refusal {
             rule: None,
             reason: format!("no rule allows {}", request_text(request)),
-            hint: hint(request),
+            hint: hint(request, method),
         }
     }
 
@@ -453,27 +455,29 @@ pub(crate) fn request_text(request: &Request<'_>) -> String {
     format!("{word} {}{}", place_text(request.host, request.port), request.path)
 }
 
-/// The line that would allow a request.
-fn hint(request: &Request<'_>) -> String {
+/// The line that would allow a request, as little as possible besides.
+fn hint(request: &Request<'_>, method: Methods) -> String {
     let place = place_text(request.host, request.port);
     let path = pattern_text(request.path);
-    let git = |push: bool| {
-        let word = if push { "push" } else { "fetch" };
-        format!("git {word} {place}{}", repository_text(&path))
+    let git = |word: &str| format!("git {word} {place}{}", repository_text(&path));
+    let services = request.query.values("service").next();
+    let special = match (path.rsplit('/').next(), services) {
+        (Some("git-upload-pack"), _) | (Some("refs"), Some("git-upload-pack")) => git("fetch"),
+        (Some("git-receive-pack"), _) | (Some("refs"), Some("git-receive-pack")) => git("push"),
+        _ if request.grpc => format!("grpc {place} {}", &path[1..]),
+        _ => String::new(),
     };
-    let mut services = request.query.values("service");
-    let word = match (path.rsplit('/').next(), services.next()) {
-        (Some("git-upload-pack"), _) => return git(false),
-        (Some("git-receive-pack"), _) => return git(true),
-        (Some("refs"), Some("git-upload-pack")) => return git(false),
-        (Some("refs"), Some("git-receive-pack")) => return git(true),
-        _ if request.websocket => "ws",
-        _ if request.grpc && request.path.segments().len() == 2 => {
-            return format!("grpc {place} {}", &path[1..]);
-        }
-        _ => request.method,
-    };
-    format!("{word} {place}{path}")
+    let asks = Place::of_request(request);
+    let is_meant = Line::parse(&special).is_ok_and(|line| {
+        let entries = Entry::compile(0, &line);
+        let is_met = |entry: &Entry| entry.meets(request, method, Side::Allow) != Match::No;
+        entries.iter().any(|entry| entry.is_at(&asks) && is_met(entry))
+    });
+    match (is_meant, request.websocket) {
+        (true, _) => special,
+        (false, true) => format!("ws {place}{path}"),
+        (false, false) => format!("{} {place}{path}", request.method),
+    }
 }
 
 /// A path as the pattern that matches it alone.
@@ -490,6 +494,10 @@ pub(crate) fn repository_text(path: &str) -> &str {
 }
 
 pub(crate) fn place_text(host: &Host, port: u16) -> String {
+    let host = match host {
+        Host::Address(address) => Host::Address(address.to_canonical()),
+        Host::Name(name) => Host::Name(name.clone()),
+    };
     match port {
         DEFAULT_PORT => host.to_string(),
         port => format!("{host}:{port}"),
@@ -568,6 +576,17 @@ impl Builder {
                 inner.warnings.push(Warning {
                     rule: rule.origin.clone(),
                     text: format!("allows nothing, since it is denied by {}", deny.origin),
+                });
+            }
+        }
+        for (_, rule) in all.iter().filter(|(part, _)| *part == Part::Own) {
+            let hosts = rule.line.hosts.to_string();
+            // Whoever writes `**` means everybody.
+            let is_meant = rule.is_ours || matches!(hosts.as_str(), "*" | "**");
+            if let Some(suffix) = shared_suffix(&hosts).filter(|_| !is_meant) {
+                inner.warnings.push(Warning {
+                    rule: rule.origin.clone(),
+                    text: format!("anybody can have a host below {suffix}; name the exact host"),
                 });
             }
         }

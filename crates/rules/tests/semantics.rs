@@ -383,6 +383,18 @@ fn an_allowed_line_that_is_denied_wholly_is_a_warning() {
     assert_eq!(warned, ["git push c.com/o/r refs/heads/x", "GET a.com/x/y", "b.com"]);
 }
 
+#[test]
+fn an_allowed_line_for_hosts_that_anybody_can_have_is_a_warning() {
+    let rules = rules(&["READ *.vercel.app", "READ mine.vercel.app", "READ *.example.com"], &[]);
+    let warned: Vec<String> = rules.warnings().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        warned,
+        [
+            "--allow: \"READ *.vercel.app\": anybody can have a host below vercel.app; name the exact host"
+        ]
+    );
+}
+
 mod git {
     use super::*;
 
@@ -666,4 +678,79 @@ fn grpc_is_a_post_to_a_service_and_a_method() {
     assert!(asks("a.com/pkg.Svc/GetX") && asks("b.com/any.Svc/Any"));
     assert!(!asks("a.com/pkg.Svc/Set") && !asks("a.com/pkg.Other/GetX") && !asks("b.com/x"));
     assert!(!allows(&rules, "POST", "a.com/pkg.Svc/GetX"));
+}
+
+mod fetch {
+    use rules::{Registry, RegistryKind};
+
+    use super::*;
+
+    fn fetch(registries: &[(RegistryKind, &str)]) -> Rules {
+        let registries: Vec<Registry> =
+            registries.iter().map(|(kind, url)| Registry::parse(*kind, url).unwrap()).collect();
+        Rules::new(Mode::Fetch, vec![Layer::fetch(&registries)], vec![]).unwrap()
+    }
+
+    #[test]
+    fn registries_are_read_and_not_written() {
+        let rules = fetch(&[
+            (RegistryKind::Npm, "https://npm.example.com/mirror/"),
+            (RegistryKind::Apt, "http://deb.example.com/debian"),
+        ]);
+        assert!(
+            allows(&rules, "GET", "npm.example.com/@scope%2Fname")
+                && allows(&rules, "HEAD", "npm.example.com/x/-/x.tgz")
+        );
+        assert!(
+            !allows(&rules, "PUT", "npm.example.com/x")
+                && !allows(&rules, "POST", "npm.example.com/-/npm/v1/security/advisories")
+        );
+        assert!(
+            allows(&rules, "GET", "deb.example.com:80/debian/dists")
+                && !allows(&rules, "GET", "deb.example.com/debian")
+        );
+        let npm = Authority::parse("npm.example.com", 443).unwrap();
+        let endpoint = rules.endpoint(&npm.host, 443).unwrap();
+        assert!(endpoint.leniency.encoded_separators && endpoint.kind == Kind::Http);
+    }
+
+    #[test]
+    fn public_forges_and_those_of_the_user_are_fetched_from_and_no_more() {
+        let rules = fetch(&[
+            (RegistryKind::Git, "https://git.example.com"),
+            (RegistryKind::Cargo, "https://github.com/acme/index"),
+        ]);
+        for host in ["github.com", "gitlab.com", "bitbucket.org", "codeberg.org", "git.example.com"]
+        {
+            assert!(allows(
+                &rules,
+                "GET",
+                &format!("{host}/a/b.git/info/refs?service=git-upload-pack")
+            ));
+            assert!(allows(&rules, "POST", &format!("{host}/a/b/c/git-upload-pack")));
+            assert!(!allows(&rules, "POST", &format!("{host}/a/b/git-receive-pack")));
+            assert!(!allows(
+                &rules,
+                "GET",
+                &format!("{host}/a/b/info/refs?service=git-receive-pack")
+            ));
+            assert!(!allows(&rules, "GET", &format!("{host}/a/b")));
+        }
+        assert!(allows(&rules, "GET", "github.com/acme/index/config.json"));
+    }
+
+    #[test]
+    fn an_address_with_a_user_is_no_registry() {
+        for url in [
+            "https://user:word@npm.example.com/",
+            "ftp://a.com",
+            "https://",
+            "https://a.com/../x",
+            "a.com",
+        ] {
+            assert!(Registry::parse(RegistryKind::Npm, url).is_err(), "{url}");
+        }
+        let registry = Registry::parse(RegistryKind::Pip, "https://a.com:8443/simple/").unwrap();
+        assert_eq!((registry.port, registry.path.as_str()), (8443, "/simple"));
+    }
 }
