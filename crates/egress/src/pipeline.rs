@@ -181,13 +181,15 @@ impl Pipeline {
             request.uri().authority().map(|authority| authority.as_str()).unwrap_or_default();
         let bad = |error: canonical::HostError| Refused::malformed(format!("CONNECT: {error}"));
         let authority = Authority::parse(target, 0).map_err(bad)?;
+        if authority.port == 0 {
+            return Err(Refused::malformed("CONNECT has no port"));
+        }
         let host = request
             .headers()
             .get(header::HOST)
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default();
-        if authority.port == 0 || Authority::parse(host, authority.port).map_err(bad)? != authority
-        {
+        if Authority::parse(host, authority.port).map_err(bad)? != authority {
             return Err(Refused::new(
                 StatusCode::MISDIRECTED_REQUEST,
                 "authority_mismatch",
@@ -331,21 +333,21 @@ impl Pipeline {
         allow_private: bool,
         only_h1: bool,
     ) -> Result<(Response<Incoming>, Option<crate::pool::Lease>), Refused> {
-        let pool = &self.gateway.pool;
-        if let Some(connection) = pool.reuse(route, only_h1).await {
-            let adapted = adapted(request, route, &connection);
-            match connection.send(adapted).await {
-                Ok(answer) => return Ok(answer),
-                // The server closed it while it was idle. Nothing was sent.
-                Err(Unanswered { request: Some(unsent), .. }) => request = unsent,
-                Err(Unanswered { error, .. }) => return Err(unanswered(&error)),
-            }
-        }
-        let connection = pool
-            .dial(&self.gateway.upstream, route, allow_private, only_h1)
-            .await
-            .map_err(|error| unreachable(&error))?;
-        let adapted = adapted(request, route, &connection);
+        let Inner { pool, upstream, .. } = &*self.gateway;
+        let unreachable = |error| unreachable(&error);
+        let connection =
+            pool.open(upstream, route, allow_private, only_h1).await.map_err(unreachable)?;
+        let is_used = connection.is_used();
+        let adapted = adapt(request, route, &connection);
+        request = match connection.send(adapted).await {
+            Ok(answer) => return Ok(answer),
+            // It was closed while it was idle, and nothing was sent.
+            Err(Unanswered { request: Some(unsent), .. }) if is_used => unsent,
+            Err(Unanswered { error, .. }) => return Err(unanswered(&error)),
+        };
+        let connection =
+            pool.dial(upstream, route, allow_private, only_h1).await.map_err(unreachable)?;
+        let adapted = adapt(request, route, &connection);
         connection.send(adapted).await.map_err(|failed| unanswered(&failed.error))
     }
 
@@ -772,7 +774,7 @@ fn spelled(authority: &Authority, is_secure: bool) -> String {
 }
 
 /// The request in the form of the connection's protocol.
-fn adapted(
+fn adapt(
     mut request: Request<Sent>,
     route: &Route,
     connection: &crate::pool::Connection,

@@ -35,7 +35,11 @@ pub(crate) enum Protocol {
 }
 
 #[derive(Default)]
-pub(crate) struct Pool(Arc<Mutex<Idle>>);
+pub(crate) struct Pool {
+    idle: Arc<Mutex<Idle>>,
+    /// Held while a connection is made that others may share.
+    dialling: Mutex<HashMap<Route, Arc<tokio::sync::Mutex<()>>>>,
+}
 
 #[derive(Default)]
 struct Idle {
@@ -69,6 +73,7 @@ impl Lease {
         }
         let mut idle = pool.lock().unwrap_or_else(PoisonError::into_inner);
         let list = idle.h1.entry(self.route).or_default();
+        list.retain(|(sender, since)| since.elapsed() < IDLE && !sender.is_closed());
         if list.len() < MOST_IDLE {
             list.push((self.sender, Instant::now()));
         }
@@ -86,7 +91,7 @@ impl Pool {
     }
 
     /// A connection that is open already.
-    pub(crate) async fn reuse(&self, route: &Route, only_h1: bool) -> Option<Connection> {
+    async fn reuse(&self, route: &Route, only_h1: bool) -> Option<Connection> {
         if !only_h1 {
             let sender = self.lock().h2.get(route).filter(|sender| !sender.is_closed()).cloned();
             if let Some(mut sender) = sender
@@ -100,6 +105,32 @@ impl Pool {
             if since.elapsed() < IDLE && !sender.is_closed() && sender.ready().await.is_ok() {
                 return Some(Connection::H1(self.lease(route, sender, true)));
             }
+        }
+    }
+
+    /// A connection that is open already, or a new one. Requests that could share one wait for it.
+    pub(crate) async fn open(
+        &self,
+        upstream: &Upstream,
+        route: &Route,
+        allow_private: bool,
+        only_h1: bool,
+    ) -> Result<Connection, DialError> {
+        if let Some(connection) = self.reuse(route, only_h1).await {
+            return Ok(connection);
+        }
+        if only_h1 || !route.is_secure || self.protocol(&route.authority) == Some(Protocol::H1) {
+            return self.dial(upstream, route, allow_private, only_h1).await;
+        }
+        let turn = {
+            let mut dialling = self.dialling.lock().unwrap_or_else(PoisonError::into_inner);
+            dialling.retain(|_, turn| Arc::strong_count(turn) > 1);
+            dialling.entry(route.clone()).or_default().clone()
+        };
+        let _turn = turn.lock().await;
+        match self.reuse(route, only_h1).await {
+            Some(connection) => Ok(connection),
+            None => self.dial(upstream, route, allow_private, only_h1).await,
         }
     }
 
@@ -146,7 +177,7 @@ impl Pool {
     }
 
     fn lease(&self, route: &Route, sender: http1::SendRequest<Sent>, is_used: bool) -> Lease {
-        Lease { route: route.clone(), sender, pool: Arc::downgrade(&self.0), is_used }
+        Lease { route: route.clone(), sender, pool: Arc::downgrade(&self.idle), is_used }
     }
 
     /// Closes all connections that no request uses.
@@ -157,7 +188,7 @@ impl Pool {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Idle> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -185,6 +216,14 @@ pub(crate) struct Unanswered {
 }
 
 impl Connection {
+    /// Whether the server may have closed it since it was used last.
+    pub(crate) fn is_used(&self) -> bool {
+        match self {
+            Self::H1(lease) => lease.is_used,
+            Self::H2(_) => true,
+        }
+    }
+
     /// Sends a request. The lease comes back with the response, to be kept until its body ends.
     pub(crate) async fn send(
         self,

@@ -123,6 +123,21 @@ impl Origin {
         Self { address, connections }
     }
 
+    /// One that a test serves itself.
+    pub(crate) fn listening(address: SocketAddr) -> Self {
+        Self { address, connections: Arc::default() }
+    }
+
+    pub(crate) fn opened(&self) {
+        self.connections.lock().unwrap().push(Vec::new());
+    }
+
+    pub(crate) fn heard(&self, text: &str) {
+        if let Some(last) = self.connections.lock().unwrap().last_mut() {
+            last.extend_from_slice(text.as_bytes());
+        }
+    }
+
     pub(crate) fn connections(&self) -> usize {
         self.connections.lock().unwrap().len()
     }
@@ -176,10 +191,11 @@ async fn serve(mut stream: impl Stream, record: impl Fn(&[u8]), answer: Answer) 
                 _ => return,
             }
         };
-        if stream.write_all(&answer(&head, &body)).await.is_err() {
+        let answer = answer(&head, &body);
+        if stream.write_all(&answer).await.is_err() || stream.flush().await.is_err() {
             return;
         }
-        if head.contains("upgrade: websocket") {
+        if answer.starts_with(b"HTTP/1.1 101") {
             stream.write_all(&std::mem::take(&mut buffer)).await.ok();
             let mut piece = [0; 4096];
             while let Ok(count) = stream.read(&mut piece).await {
