@@ -6,12 +6,14 @@ With the argument `endpoints` then, on lines that begin with `host`, what it sig
 
 import datetime
 import hashlib
+import io
 import sys
 from unittest import mock
 
 try:
     import botocore
     import botocore.auth
+    import botocore.awsrequest
     import botocore.session
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
@@ -83,6 +85,25 @@ def requests():
             emit("query", service, region, request)
 
 
+def uploads():
+    """What the whole client sends of a stream: chunks, with a checksum after them."""
+    session = botocore.session.Session()
+    session.set_credentials(*KEYS)
+    client = session.create_client("s3", region_name="eu-central-1")
+
+    def send(request, **_):
+        fields = [part for name, value in request.headers.items() for part in (name, value.decode() if isinstance(value, bytes) else value)]
+        host, slash, target = request.url.removeprefix("https://").partition("/")
+        path, _, query = (slash + target).partition("?")
+        body = request.body.read() if hasattr(request.body, "read") else request.body or b""
+        line("chunked", "s3", "eu-central-1", request.method, host, path, query, body.hex(), *fields)
+        return botocore.awsrequest.AWSResponse(request.url, 200, {}, mock.Mock(stream=lambda: []))
+
+    client.meta.events.register("before-send.s3", send)
+    for key in ("key", "a b/\u00fc+~"):
+        client.put_object(Bucket="bucket", Key=key, Body=io.BytesIO(b"x" * 100_000), ContentType="text/plain")
+
+
 def endpoints():
     session = botocore.session.Session()
     loader = session.get_component("data_loader")
@@ -117,5 +138,6 @@ line("version", botocore.__version__)
 assert callable(get_current_datetime)
 with mock.patch("botocore.auth.get_current_datetime", now):
     requests()
+    uploads()
 if sys.argv[1:] == ["endpoints"]:
     endpoints()
