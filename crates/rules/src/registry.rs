@@ -80,13 +80,14 @@ impl Registry {
             (_, Some(rest)) => (rest, 80),
             _ => return Err("the address does not begin with https:// or http://".to_owned()),
         };
-        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        let (authority, path) = rest.split_at(end);
+        if rest.contains(['?', '#']) {
+            return Err("the address has a query or a fragment; leave it out".to_owned());
+        }
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         if authority.contains('@') {
             return Err("the address has a user or a password in it; leave it out".to_owned());
         }
         let authority = Authority::parse(authority, default).map_err(|error| error.to_string())?;
-        let path = path.split(['?', '#']).next().unwrap_or_default();
         let path = Path::parse(if path.is_empty() { "/" } else { path }, Leniency::default())
             .map_err(|error| error.to_string())?;
         let path = match path.as_str().trim_end_matches('/') {
