@@ -11,11 +11,13 @@ mod carrier;
 mod freshen;
 mod hosted;
 mod log;
+mod network;
 mod process;
 mod serve;
 mod session;
 mod task;
 mod tool;
+mod trust;
 
 use std::io::Write as _;
 use std::path::Path;

@@ -361,7 +361,11 @@ impl Connection {
         }
         assert!(bytes.len() <= stream.room(), "sent beyond the room of stream {id}");
         stream.pending_bytes += bytes.len();
-        stream.pending.push_back(bytes);
+        // Small ones are joined, so that bytes sent one by one cost bytes.
+        match stream.pending.back_mut() {
+            Some(last) if last.len() + bytes.len() <= MAX_DATA => last.extend_from_slice(&bytes),
+            _ => stream.pending.push_back(bytes),
+        }
         self.schedule(id);
     }
 

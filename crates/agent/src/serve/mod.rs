@@ -18,7 +18,9 @@ use wire::connection::Event;
 use wire::envelope::Opener;
 use wire::frame::StreamId;
 use wire::op::{GuestInfo, OpError};
+use wire::text::{Secret, Text};
 
+use crate::network::Network;
 use crate::process::{Feed, Process, Source};
 use crate::session::{Session, Turn};
 use crate::task::Sandbox;
@@ -37,6 +39,7 @@ const CHANNEL_BITS: u32 = 2;
 const CARRIER: u64 = 0;
 const LISTENER: u64 = 1;
 const SANDBOX: u64 = 2;
+const NETWORK: u64 = 3;
 
 type ProcessId = u64;
 
@@ -81,12 +84,20 @@ pub(crate) struct Server {
     epoll: OwnedFd,
     opener: Opener,
     sandbox: Sandbox,
+    /// Once the host gave the sandbox one.
+    network: Option<Network>,
+    /// Whether there will be one can not be changed any more.
+    is_settled: bool,
+    /// Variables that every task has unless its caller says otherwise.
+    variables: BTreeMap<Text, Secret>,
     processes: BTreeMap<ProcessId, Process>,
     last_process: ProcessId,
     streams: BTreeMap<StreamId, Role>,
     has_clock: bool,
     has_entropy: bool,
     info: GuestInfo,
+    /// Memory that windows of connections may take, in bytes.
+    windows: u64,
     stopping: bool,
 }
 
@@ -98,6 +109,8 @@ impl Server {
         info: GuestInfo,
     ) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        // The other half of what no task gets is for logs and for the kernel.
+        let windows = crate::reserve(info.memory_bytes) / 2;
         if let Some(listener) = session.carrier.listener() {
             epoll::add(&epoll, listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
         }
@@ -107,11 +120,15 @@ impl Server {
             epoll,
             opener,
             sandbox,
+            network: None,
+            is_settled: false,
+            variables: BTreeMap::new(),
             processes: BTreeMap::new(),
             last_process: 0,
             streams: BTreeMap::new(),
             has_clock: false,
             has_entropy: false,
+            windows,
             info,
             stopping: false,
         };
@@ -186,7 +203,11 @@ impl Server {
                     let _ = self.watch_carrier();
                 }
                 SANDBOX => self.sandbox.tidy(),
-                _ => {}
+                _ => {
+                    if let Some(network) = &mut self.network {
+                        network.work(self.session.connection());
+                    }
+                }
             }
             return;
         }
@@ -211,6 +232,9 @@ impl Server {
     /// What was done for the host alone ends with it.
     fn lose_host(&mut self) {
         self.streams.clear();
+        if let Some(network) = &mut self.network {
+            network.lose_host();
+        }
         let attached: Vec<_> = self
             .processes
             .iter()
@@ -223,6 +247,13 @@ impl Server {
     }
 
     fn take(&mut self, event: Event) {
+        let event = match (&mut self.network, self.session.connection()) {
+            (Some(network), Some(connection)) => match network.take(event, connection) {
+                Some(event) => event,
+                None => return,
+            },
+            _ => event,
+        };
         match event {
             Event::Hello(_) | Event::Pong(_) => {}
             Event::Knock(nonce) => {

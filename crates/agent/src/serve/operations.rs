@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 
-use rustix::event::epoll::{self, EventFlags};
+use rustix::event::epoll::{self, EventData, EventFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use wire::frame::StreamId;
 use wire::op::{
-    AgentOpen, Attach, Clock, Command, Done, ErrorCode, Exec, Info, OpError, Operation,
-    ProcessList, Processes, Reseed, Resize, Shutdown, Signal, Stdin,
+    AgentOpen, Attach, Clock, Command, Done, ErrorCode, Exec, Info, Network, NetworkReply, OpError,
+    Operation, ProcessList, Processes, Reseed, Resize, Shutdown, Signal, Stdin,
 };
+use wire::text::Secret;
 use zeroize::Zeroizing;
 
-use super::{Answer, Channel, Follower, ProcessId, Role, Server, set_watch, token};
+use super::{Answer, Channel, Follower, NETWORK, ProcessId, Role, Server, set_watch, token};
 use crate::log::Log;
 use crate::process::{Deadline, Feed, Kind, Named, Process, Sink, Source, check_name};
-use crate::task::{Entry, Spec, Task, ToolRequest};
-use crate::{freshen, tool};
+use crate::task::{self, Entry, Spec, Task, ToolRequest};
+use crate::{freshen, network, tool, trust};
 
 /// Detached processes that are remembered; the oldest that has ended makes room.
 const MAX_DETACHED: usize = 64;
@@ -50,6 +51,19 @@ impl Server {
                 ErrorCode::NotReady,
                 "the guest has no fresh time and randomness yet: send clock and reseed first",
             )),
+            Network::NAME => self.network(parse(payload)?),
+            _ if !self.is_settled => {
+                self.sandbox.settle_network()?;
+                self.is_settled = true;
+                self.begin(id, op, payload)
+            }
+            _ => self.begin(id, op, payload),
+        }
+    }
+
+    /// What takes tasks, or is about them.
+    fn begin(&mut self, id: StreamId, op: &str, payload: &[u8]) -> Result<Answer, OpError> {
+        match op {
             Exec::NAME => self.exec(id, parse(payload)?),
             Stdin::NAME => {
                 let process = self.by_name(&parse::<Stdin>(payload)?.process)?;
@@ -76,6 +90,38 @@ impl Server {
         }
     }
 
+    fn network(&mut self, request: Network) -> Result<Answer, OpError> {
+        if self.is_settled && self.network.is_none() {
+            let message = "a sandbox gets its network before its first task, and this one has none";
+            return Err(OpError::new(ErrorCode::Invalid, message));
+        }
+        if let Some((name, _)) = request.env.iter().find(|(name, _)| !task::is_variable(name)) {
+            let message = format!("{name:?} cannot be the name of a variable");
+            return Err(OpError::new(ErrorCode::Invalid, message));
+        }
+        let kernel = self.sandbox.kernel();
+        let trust = request.trust.as_deref();
+        let env = self.sandbox.change_root(|| trust::install(trust, kernel))?;
+        if self.network.is_none() {
+            let network = network::Network::bring_up(self.windows)?;
+            epoll::add(&self.epoll, network.as_fd(), EventData::new_u64(NETWORK), EventFlags::IN)
+                .map_err(|error| {
+                OpError::new(ErrorCode::Exhausted, format!("watch the network: {error}"))
+            })?;
+            self.network = Some(network);
+        }
+        self.sandbox.settle_network()?;
+        self.is_settled = true;
+        let variables = env.iter().chain(&request.env);
+        self.variables = variables
+            .map(|(name, value)| {
+                let value = Secret::new(value.as_bytes().to_vec()).expect("a text has no NUL");
+                (name.clone(), value)
+            })
+            .collect();
+        Ok(Answer::Reply(value(&NetworkReply { env })))
+    }
+
     fn exec(&mut self, id: StreamId, exec: Exec) -> Result<Answer, OpError> {
         check_name(&exec.process)?;
         if matches!(&exec.command, Command::Argv(argv) if argv.is_empty()) {
@@ -89,11 +135,13 @@ impl Server {
         let named = Named::new(&exec);
         let deadline = Deadline::new(&exec);
         let (detach, terminal) = (exec.detach, exec.tty.is_some());
+        let mut env = self.variables.clone();
+        env.extend(exec.env);
         let spec = Spec {
             entry: Entry::Command(exec.command),
             user: exec.user,
             cwd: exec.cwd,
-            env: exec.env,
+            env,
             tty: exec.tty,
             stdin: exec.stdin,
             limits: exec.limits,

@@ -37,8 +37,7 @@ pub(super) fn drop_all() -> rustix::io::Result<()> {
     set(CapabilitySet::empty())
 }
 
-/// In the agent of a host: gives up what it had to bring the loopback interface up with. It is the
-/// way to much of the kernel's network code.
+/// In the agent of a host: gives up what it had to set the network up with.
 pub(super) fn drop_network() -> rustix::io::Result<()> {
     remove_from_bounding_set(CapabilitySet::NET_ADMIN.bits())?;
     set(capabilities(None)?.permitted - CapabilitySet::NET_ADMIN)

@@ -61,7 +61,7 @@ impl Environment {
 }
 
 /// Whether a name can be that of a variable.
-pub(super) fn is_variable(name: &Text) -> bool {
+pub(crate) fn is_variable(name: &Text) -> bool {
     let name = name.as_bytes();
     !name.is_empty() && !name.contains(&b'=')
 }

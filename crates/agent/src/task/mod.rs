@@ -60,6 +60,7 @@ use wire::text::{Secret, Text};
 use crate::Kernel;
 
 use self::bounds::{Bound, Bounds, Used};
+pub(crate) use self::command::is_variable;
 use self::error::During;
 pub(crate) use self::error::SetupError;
 use self::init::{Farewell, Inheritance, Status};
@@ -205,10 +206,7 @@ impl Sandbox {
         match settings.kernel {
             Kernel::Own => std::fs::write("/proc/self/oom_score_adj", "-1000")
                 .during("exempt the agent from the out-of-memory killer")?,
-            Kernel::Shared => {
-                capabilities::drop_network().during("give up the network's configuration")?;
-                Filters::enforce_on_agent()?;
-            }
+            Kernel::Shared => Filters::enforce_on_agent()?,
         }
         let bounds = Bounds::prepare(settings)?;
         let filters = Filters::compile()?;
@@ -243,6 +241,39 @@ impl Sandbox {
     /// Whose kernel this is.
     pub(crate) fn kernel(&self) -> Kernel {
         self.kernel
+    }
+
+    /// Runs `change` with the root of tasks as `/`: every later task finds what it changed.
+    ///
+    /// # Errors
+    /// What `change` returned.
+    pub(crate) fn change_root<T>(
+        &mut self,
+        change: impl FnOnce() -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
+        let changed = self.template.visit(change);
+        // Its copy of the root is from before.
+        if let Some(spare) = self.spare.take() {
+            spare.remains.kill();
+            self.bury(spare.remains);
+        }
+        self.refill_in(REFILL_AFTER_END);
+        changed
+    }
+
+    /// Gives up the right to configure the network. It is the way to much of the kernel's network
+    /// code, and in a sandbox on the host's kernel there is no use for it any more once the first
+    /// task may come. In a guest the kernel is the sandbox's own.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, no task may come.
+    pub(crate) fn settle_network(&self) -> Result<(), OpError> {
+        match self.kernel {
+            Kernel::Own => Ok(()),
+            Kernel::Shared => capabilities::drop_network()
+                .during("give up the network's configuration")
+                .map_err(|error| error.to_op_error()),
+        }
     }
 
     /// Makes one task as far as it goes without orders.

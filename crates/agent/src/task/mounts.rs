@@ -22,6 +22,7 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, chroot, fchdir, pivot_root, umask};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use wire::op::OpError;
 
 use super::Settings;
 use super::error::{During, SetupError};
@@ -89,6 +90,23 @@ impl Template {
         };
         let memory = CString::new(memory).expect("digits");
         Ok((Self { namespace: namespace?, kernel: settings.kernel, memory }, built?))
+    }
+
+    /// Runs `change` with the template's root as `/`. Copies that were made before are not changed
+    /// where it mounts something.
+    pub(super) fn visit<T>(
+        &self,
+        change: impl FnOnce() -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
+        let own = namespace_of_self().map_err(|error| error.to_op_error())?;
+        enter(&self.namespace)
+            .during("enter the template's namespace")
+            .map_err(|error| error.to_op_error())?;
+        let changed = change();
+        enter(&own)
+            .during("return to the agent's namespace")
+            .map_err(|error| error.to_op_error())?;
+        changed
     }
 
     /// In a task's init: enters a copy of the template and mounts what is the task's own. The

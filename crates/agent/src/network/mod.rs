@@ -1,0 +1,315 @@
+//! The sandbox's way out: everything that tasks send to the network comes to the agent, and goes
+//! to the host as streams of the wire.
+//!
+//! An interface that leads nowhere gives the kernel routes ([`interface`]), rules of nf_tables lead
+//! every TCP connection and every question for a name to the agent's own sockets ([`rules`]), a
+//! [`Relay`] carries each connection and [`Names`] the questions. The agent decides nothing: the
+//! host does, with what it is told of the destination.
+
+mod interface;
+mod names;
+mod netlink;
+mod relay;
+mod rules;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event as Wakeup, EventData, EventFlags};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
+};
+use wire::connection::{Connection, Event, MAX_STREAMS, WINDOW, cancelled};
+use wire::frame::StreamId;
+use wire::op::{AgentOpen, ErrorCode, OpError};
+use zeroize::Zeroizing;
+
+use names::Names;
+use relay::{Fate, Relay};
+
+/// Connections that wait to be taken. Beyond it the kernel lets the next ones ask again.
+const BACKLOG: i32 = 1024;
+/// Streams that are left to standard errors of processes.
+const RESERVED_STREAMS: usize = 64;
+/// Sockets of one kind: one for each version of IP.
+const FAMILIES: u64 = 2;
+/// Events of the listeners come first, then those of the sockets for names, then the relays'.
+const FIRST_RELAY: u64 = 2 * FAMILIES;
+
+/// The server's end of it.
+pub(crate) struct Network {
+    epoll: OwnedFd,
+    listeners: Vec<OwnedFd>,
+    /// Not while there are as many relays as there may be.
+    listening: bool,
+    names: Names,
+    relays: BTreeMap<u64, Relay>,
+    by_stream: BTreeMap<StreamId, u64>,
+    next: u64,
+    most: usize,
+}
+
+impl AsFd for Network {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+impl Network {
+    /// Brings it up. `memory` is what its windows may take, in bytes.
+    ///
+    /// # Errors
+    /// With the step that failed. What was done by then does no harm and leads nowhere.
+    pub(crate) fn bring_up(memory: u64) -> Result<Self, OpError> {
+        shorten_memory_of_the_past();
+        let network =
+            listen_all().and_then(|(listeners, names)| Self::new(listeners, names, memory));
+        let network = network.map_err(|error| failed("listen for tasks' connections", &error))?;
+        rules::enforce().map_err(|error| {
+            failed("set the rules of nf_tables (the kernel needs it with nat and redir)", &error)
+        })?;
+        interface::bring_up().map_err(|error| {
+            failed("make the network interface (the kernel needs dummy or veth)", &error)
+        })?;
+        Ok(network)
+    }
+
+    fn new(listeners: Vec<OwnedFd>, names: Vec<OwnedFd>, memory: u64) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        for (number, socket) in (FAMILIES..).zip(&names) {
+            epoll::add(&epoll, socket, EventData::new_u64(number), EventFlags::IN)?;
+        }
+        let windows = usize::try_from(memory).unwrap_or(usize::MAX) / (2 * WINDOW);
+        let mut network = Self {
+            epoll,
+            listeners,
+            listening: false,
+            names: Names::new(names),
+            relays: BTreeMap::new(),
+            by_stream: BTreeMap::new(),
+            next: FIRST_RELAY,
+            most: windows.clamp(8, MAX_STREAMS - RESERVED_STREAMS),
+        };
+        network.listen(true)?;
+        Ok(network)
+    }
+
+    fn listen(&mut self, wanted: bool) -> io::Result<()> {
+        if self.listening == wanted {
+            return Ok(());
+        }
+        for (number, listener) in (0..).zip(&self.listeners) {
+            match wanted {
+                true => {
+                    epoll::add(&self.epoll, listener, EventData::new_u64(number), EventFlags::IN)?;
+                }
+                false => epoll::delete(&self.epoll, listener)?,
+            }
+        }
+        self.listening = wanted;
+        Ok(())
+    }
+
+    /// Moves what can be moved. Without a connection there is no host, and everything is refused.
+    pub(crate) fn work(&mut self, mut connection: Option<&mut Connection>) {
+        let mut events: Vec<Wakeup> = Vec::with_capacity(64);
+        let now = Timespec::default();
+        let spare = rustix::buffer::spare_capacity(&mut events);
+        if epoll::wait(&self.epoll, spare, Some(&now)).is_err() {
+            return;
+        }
+        for event in events {
+            let (number, flags) = (event.data.u64(), event.flags);
+            let connection = connection.as_deref_mut();
+            let index = usize::try_from(number % FAMILIES).expect("a small number");
+            match number {
+                0..FAMILIES => self.accept(index, connection),
+                FAMILIES..FIRST_RELAY => self.ask(index, connection),
+                relay => {
+                    if let Some(connection) = connection {
+                        self.with(relay, |relay| relay.woken(flags, connection));
+                    }
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, index: usize, mut connection: Option<&mut Connection>) {
+        while self.relays.len() < self.most {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = match accept_with(&self.listeners[index], flags) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    use rustix::io::Errno;
+                    // Where the system has no more to give, the next end of a relay helps.
+                    if matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+                        && !self.relays.is_empty()
+                    {
+                        let _ = self.listen(false);
+                    }
+                    return;
+                }
+            };
+            let open = |connection: &mut Connection, to: SocketAddr| {
+                open(connection, &AgentOpen::Connect { address: to.ip(), port: to.port() })
+            };
+            let opened = relay::destination(&socket, self.is_v6(index))
+                .ok()
+                .and_then(|to| connection.as_deref_mut().and_then(|it| open(it, to)));
+            match opened {
+                Some(stream) => self.add(Relay::new(socket, stream)),
+                None => relay::cut(&socket),
+            }
+        }
+        let _ = self.listen(false);
+    }
+
+    /// The first of each kind is IPv4's.
+    fn is_v6(&self, index: usize) -> bool {
+        index == 1
+    }
+
+    fn add(&mut self, relay: Relay) {
+        // A chunk of a response is not to wait for the one before.
+        let _ = sockopt::set_tcp_nodelay(&relay, true);
+        let key = self.next;
+        self.next += 1;
+        self.by_stream.insert(relay.stream(), key);
+        self.relays.insert(key, relay);
+        self.with(key, |_| Fate::Lives);
+    }
+
+    /// Lets a relay act, and does what follows.
+    fn with(&mut self, key: u64, act: impl FnOnce(&mut Relay) -> Fate) {
+        let Some(relay) = self.relays.get_mut(&key) else { return };
+        let fate = act(relay);
+        let wanted = relay.wanted().filter(|_| fate == Fate::Lives);
+        if wanted != relay.watched {
+            let data = EventData::new_u64(key);
+            let changed = match (relay.watched, wanted) {
+                (None, Some(flags)) => epoll::add(&self.epoll, &*relay, data, flags),
+                (Some(_), Some(flags)) => epoll::modify(&self.epoll, &*relay, data, flags),
+                (_, None) => epoll::delete(&self.epoll, &*relay),
+            };
+            relay.watched = wanted;
+            if changed.is_err() {
+                // Nothing would wake it again.
+                relay.cut();
+            }
+        }
+        if fate == Fate::Over
+            && let Some(relay) = self.relays.remove(&key)
+        {
+            self.by_stream.remove(&relay.stream());
+            drop(relay);
+            // A failure leaves tasks waiting, and the next end tries again.
+            let _ = self.listen(true);
+        }
+    }
+
+    fn ask(&mut self, index: usize, connection: Option<&mut Connection>) {
+        let Some(connection) = connection else { return self.names.ignore(index) };
+        if self.names.stream.is_none() {
+            self.names.stream = open(connection, &AgentOpen::Dns {});
+        }
+        match self.names.stream {
+            Some(_) => self.names.ask(index, connection),
+            None => self.names.ignore(index),
+        }
+    }
+
+    /// Takes an event that is about one of its streams, and gives back any other.
+    pub(crate) fn take(&mut self, event: Event, connection: &mut Connection) -> Option<Event> {
+        let id = match &event {
+            Event::Data(id, _)
+            | Event::Closed(id, _)
+            | Event::Reset(id, _)
+            | Event::Writable(id) => *id,
+            _ => return Some(event),
+        };
+        if self.names.stream == Some(id) {
+            match event {
+                Event::Data(_, bytes) => {
+                    self.names.data(&bytes);
+                    connection.consumed(id, bytes.len());
+                }
+                Event::Closed(..) => {
+                    connection.reset(id, &cancelled());
+                    self.names.forget();
+                }
+                Event::Reset(..) => self.names.forget(),
+                _ => {}
+            }
+            return None;
+        }
+        let Some(&key) = self.by_stream.get(&id) else { return Some(event) };
+        self.with(key, |relay| match event {
+            Event::Data(_, bytes) => relay.data(bytes, connection),
+            Event::Closed(..) => relay.closed(connection),
+            Event::Reset(..) => relay.reset(connection),
+            _ => relay.writable(connection),
+        });
+        None
+    }
+
+    /// The host is gone, and every connection with it.
+    pub(crate) fn lose_host(&mut self) {
+        self.names.forget();
+        self.by_stream.clear();
+        for (_, mut relay) in std::mem::take(&mut self.relays) {
+            relay.cut();
+        }
+        let _ = self.listen(true);
+    }
+}
+
+fn open(connection: &mut Connection, what: &AgentOpen) -> Option<StreamId> {
+    let payload = serde_json::to_vec(what).expect("plain JSON");
+    connection.open(Zeroizing::new(payload)).ok()
+}
+
+fn failed(action: &str, error: &io::Error) -> OpError {
+    OpError::new(ErrorCode::Failed, format!("could not {action}: {error}"))
+}
+
+/// The listeners and the sockets for names, IPv4's first.
+fn listen_all() -> io::Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {
+    let mut addresses: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into()];
+    if interface::has_ipv6() {
+        addresses.push(Ipv6Addr::LOCALHOST.into());
+    }
+    let (mut listeners, mut names) = (Vec::new(), Vec::new());
+    for address in addresses {
+        let listener = socket(address, SocketType::STREAM)?;
+        listen(&listener, BACKLOG)?;
+        listeners.push(listener);
+        names.push(socket(address, SocketType::DGRAM)?);
+    }
+    Ok((listeners, names))
+}
+
+fn socket(address: IpAddr, kind: SocketType) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    bind(&socket, &SocketAddr::new(address, rules::PORT))?;
+    Ok(socket)
+}
+
+/// How long the kernel remembers a connection that is over. Its table is bounded, and the defaults,
+/// two minutes and half of one, are for peers that are far away.
+fn shorten_memory_of_the_past() {
+    const SETTINGS: [(&str, &str); 5] = [
+        ("tcp_timeout_time_wait", "1"),
+        ("tcp_timeout_close", "1"),
+        ("tcp_timeout_last_ack", "5"),
+        ("udp_timeout", "5"),
+        ("udp_timeout_stream", "10"),
+    ];
+    for (setting, seconds) in SETTINGS {
+        // With the defaults all works, and fewer connections a second.
+        let _ = std::fs::write(format!("/proc/sys/net/netfilter/nf_conntrack_{setting}"), seconds);
+    }
+}
