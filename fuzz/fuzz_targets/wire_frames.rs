@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use fuzz::choices::Choices;
 use libfuzzer_sys::fuzz_target;
-use wire::connection::{Connection, Event, MAX_STREAMS, ProtocolError, Side, WINDOW};
+use wire::connection::{Connection, Event, MAX_STREAMS, ProtocolError, Side, WINDOW, cancelled};
 use wire::frame::{Decoder, Frame, FrameError, MAX_DATA, StreamId};
 use wire::op::{ErrorCode, OpError};
 use zeroize::Zeroizing;
@@ -136,6 +136,11 @@ impl Alone {
                     some
                 });
                 self.connection.consumed(id, some);
+            }
+            6 => {
+                self.connection.abandon(id);
+                self.unread.remove(&id);
+                self.own += 1;
             }
             _ => {
                 let enough = choices.length();
@@ -275,6 +280,11 @@ impl Pair {
                     self.transmit(from, choices.length());
                     Ok(())
                 }
+                6 => {
+                    self.ends[from].connection.abandon(id);
+                    self.reset.insert(id, ());
+                    Ok(())
+                }
                 _ => {
                     let (most, cut) = (choices.length(), choices.length() + 1);
                     self.deliver(from, most, cut)
@@ -371,7 +381,8 @@ impl Pair {
                     assert!(self.flows.contains_key(&(id, from)) && *payload == b"{}");
                 }
                 Event::Reset(id, error) => {
-                    assert!(self.reset.contains_key(&id) && error == refusal());
+                    assert!(self.reset.contains_key(&id));
+                    assert!([refusal(), cancelled()].contains(&error));
                 }
                 Event::Writable(id) => assert!(self.ends[at].connection.room(id) > 0),
                 Event::Hello(hello) => assert_eq!(hello, b"{}"),

@@ -313,3 +313,98 @@ fn shorten_memory_of_the_past() {
         let _ = std::fs::write(format!("/proc/sys/net/netfilter/nf_conntrack_{setting}"), seconds);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpStream, UdpSocket};
+    use std::process::Command;
+
+    use wire::connection::Side;
+
+    use super::*;
+
+    /// Names this test's own process, which has a network namespace to itself.
+    const ALONE: &str = "SANDFORGE_TEST_ALONE";
+
+    fn may_be_alone() -> bool {
+        let mut trial = Command::new("unshare");
+        trial.args(["--user", "--map-root-user", "--net", "true"]);
+        trial.status().is_ok_and(|status| status.success())
+    }
+
+    #[test]
+    fn what_is_sent_comes_to_the_agent() {
+        if std::env::var_os(ALONE).is_none() {
+            let name = "network::tests::what_is_sent_comes_to_the_agent";
+            let test = std::env::current_exe().unwrap();
+            let status = Command::new("unshare")
+                .args(["--user", "--map-root-user", "--net"])
+                .arg(test)
+                .args([name, "--exact", "--nocapture"])
+                .env(ALONE, "1")
+                .status();
+            // Without the tool, or the right to use it, the guests' tests are what there is.
+            return match status {
+                Ok(status) if may_be_alone() => assert!(status.success(), "{status}"),
+                _ => {}
+            };
+        }
+        crate::task::prepare_network().unwrap();
+        let mut network = Network::bring_up(64 << 20).unwrap();
+        let mut agent = Connection::new(Side::Agent, b"{}".to_vec());
+        let mut host = Connection::new(Side::Host, b"{}".to_vec());
+        let mut exchange = |network: &mut Network, agent: &mut Connection| {
+            network.work(Some(agent));
+            let mut out = Zeroizing::default();
+            agent.transmit(&mut out, usize::MAX);
+            host.receive(&out).unwrap();
+            std::iter::from_fn(|| host.poll_event()).collect::<Vec<_>>()
+        };
+        let opened = |events: &[Event]| {
+            events.iter().find_map(|event| match event {
+                Event::Opened(_, what) => serde_json::from_slice::<AgentOpen>(what).ok(),
+                _ => None,
+            })
+        };
+
+        for address in ["192.0.2.1:80", "[2001:db8::1]:443", "169.254.169.254:80"] {
+            let to: SocketAddr = address.parse().unwrap();
+            let _task = TcpStream::connect(to).unwrap();
+            let events = exchange(&mut network, &mut agent);
+            let expected = AgentOpen::Connect { address: to.ip(), port: to.port() };
+            assert_eq!(opened(&events), Some(expected));
+        }
+
+        let question = UdpSocket::bind("0.0.0.0:0").unwrap();
+        question.send_to(b"id0123456789", "9.9.9.9:53").unwrap();
+        assert_eq!(opened(&exchange(&mut network, &mut agent)), Some(AgentOpen::Dns {}));
+
+        for (from, to) in [("0.0.0.0:0", "192.0.2.1:443"), ("[::]:0", "[2001:db8::1]:443")] {
+            let other = UdpSocket::bind(from).unwrap();
+            other.connect(to).unwrap();
+            other.send(b"quic").unwrap();
+            let error = other.recv(&mut [0; 8]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        }
+
+        for address in ["127.0.0.1:1", "[::1]:1", "198.18.0.1:1"] {
+            let error = TcpStream::connect(address).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{address}");
+        }
+
+        let server = std::net::TcpListener::bind("0.0.0.0:80").unwrap();
+        let mut task = TcpStream::connect("127.0.0.1:80").unwrap();
+        task.write_all(b"own").unwrap();
+        server.accept().unwrap().0.read_exact(&mut [0; 3]).unwrap();
+
+        // A host that is gone leaves nothing open.
+        let mut task = TcpStream::connect("192.0.2.1:80").unwrap();
+        exchange(&mut network, &mut agent);
+        network.lose_host();
+        assert!(task.read(&mut [0; 1]).is_err());
+        let mut refused = TcpStream::connect("192.0.2.1:80").unwrap();
+        network.work(None);
+        assert!(refused.read(&mut [0; 1]).is_err());
+    }
+}

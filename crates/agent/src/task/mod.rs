@@ -67,6 +67,8 @@ use self::init::{Farewell, Inheritance, Status};
 use self::landlock::Rules;
 use self::message::{Orders, Report, Told};
 use self::mounts::Template;
+#[cfg(test)]
+pub(crate) use self::network::prepare as prepare_network;
 use self::process::{Fork, fork, signal_group};
 use self::seccomp::Filters;
 

@@ -13,7 +13,7 @@ const SIOCSIFFLAGS: libc::Ioctl = 0x8914;
 
 /// Brings the loopback interface up, and makes ports below 1024 ordinary ones: in a machine of
 /// one's own they protect nobody, and development servers listen on 80.
-pub(super) fn prepare() -> Result<(), SetupError> {
+pub(crate) fn prepare() -> Result<(), SetupError> {
     loopback_up().during("bring the loopback interface up")?;
     std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
         .during("open the low ports to tasks")

@@ -55,6 +55,8 @@ const SOURCES: [(&str, &str); 3] = [
     ("/etc/pki/ca-trust/source/anchors", "sandforge.pem"),
     ("/etc/ca-certificates/trust-source/anchors", "sandforge.pem"),
 ];
+/// Where shells that begin anew, and have lost their variables, look.
+const PROFILES: &str = "/etc/profile.d";
 const RESOLVER: &str = "/etc/resolv.conf";
 /// An address that questions are led away from on their way, of the interface's network.
 const NAMES: &str = "nameserver 198.18.0.2\n";
@@ -286,7 +288,19 @@ fn change_in_place(authority: &Authority) -> io::Result<()> {
             write_new(&Path::new(directory).join(name), authority.pem.as_bytes())?;
         }
     }
+    if Path::new(PROFILES).is_dir() {
+        write_new(&Path::new(PROFILES).join("sandforge.sh"), &profile())?;
+    }
     Ok(())
+}
+
+/// The variables, for those that are not set.
+fn profile() -> Vec<u8> {
+    let line = |(name, value): (Text, Text)| {
+        let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
+        format!("[ -n \"${{{name}+set}}\" ] || export {name}='{value}'\n")
+    };
+    variables().into_iter().map(line).collect::<String>().into_bytes()
 }
 
 /// In a root that is the host's.

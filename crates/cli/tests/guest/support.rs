@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+use crate::internet::Internet;
 use supervisor::wire::op::{
     Command, Exec, ExecReply, Limits, OpError, Operation, Outcome, Transferred,
 };
@@ -19,6 +20,23 @@ pub(crate) fn with_guest(test: impl AsyncFnMut(&Sandbox)) {
 pub(crate) fn with_sandbox(mut test: impl AsyncFnMut(&Sandbox)) {
     with_guest(&mut test);
     with_process(test);
+}
+
+/// Runs `test` with a fresh sandbox of every tier that has a network.
+pub(crate) fn with_network(mut test: impl AsyncFnMut(&Sandbox, &Internet)) {
+    let process = has_process().then(|| PROCESS.to_owned());
+    for engine in engines().iter().cloned().chain(process) {
+        eprintln!("on engine {engine}");
+        block_on(async {
+            let internet = Internet::new();
+            let cpus = (engine != PROCESS).then_some(1);
+            let network = Some(internet.network());
+            let spec = SandboxSpec { cpus, network, ..spec_of(&engine) };
+            let sandbox = supervisor().create(spec, &mut ()).await.expect("a sandbox");
+            test(&sandbox, &internet).await;
+            sandbox.destroy().await.expect("its end");
+        });
+    }
 }
 
 /// Runs `test` with a fresh sandbox on the host's kernel.
