@@ -163,9 +163,12 @@ impl Reader<'_> {
     }
 
     fn written(&self, node: &Node<'_>, text: &str) -> Written {
-        let (line, column) = self.place(node.span().start);
+        let span = node.span();
+        let (line, column) = self.place(span.start);
         let origin = Origin { source: Arc::clone(&self.source), line, text: text.into() };
-        // The text begins behind the quote.
-        Written { origin, column: column.saturating_add(1) }
+        // Between its quotes, and without escapes.
+        let inner = self.text.get(span.start.saturating_add(1)..span.end.saturating_sub(1));
+        let is_plain = inner == Some(text);
+        Written { origin, column: column.saturating_add(u32::from(is_plain)), is_plain }
     }
 }

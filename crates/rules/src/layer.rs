@@ -65,6 +65,8 @@ pub(crate) struct Written {
     pub(crate) origin: Origin,
     /// Of its first character, in characters from 1.
     pub(crate) column: u32,
+    /// It stands in one line, as it is: a column within it can be counted.
+    pub(crate) is_plain: bool,
 }
 
 /// What is allowed of a service, as it is written.
@@ -222,7 +224,8 @@ impl Layer {
                 let verb = if *is_full { "ANY" } else { "READ" };
                 let text = format!("{verb} {}", at(&plain.pattern, plain.port));
                 let origin = Origin { text: text.into(), ..place.origin.clone() };
-                let rule = host_rule(Written { origin, column: place.column }, false)?;
+                let written = Written { origin, column: place.column, is_plain: false };
+                let rule = host_rule(written, false)?;
                 allow.push(Rule { is_ours: true, ..rule });
             }
         }
@@ -279,15 +282,16 @@ pub(crate) fn host_rule(written: Written, is_deny: bool) -> Result<Rule, Error> 
 
 impl Written {
     fn new(source: &Arc<str>, text: &str) -> Self {
-        Self {
-            origin: Origin { source: Arc::clone(source), line: 0, text: text.into() },
-            column: 1,
-        }
+        let origin = Origin { source: Arc::clone(source), line: 0, text: text.into() };
+        Self { origin, column: 1, is_plain: true }
     }
 
     /// A mistake at a byte of the line.
     pub(crate) fn error(&self, at: usize, text: String) -> Error {
-        let before = self.origin.text.get(..at).map_or(0, |before| before.chars().count());
+        let before = match self.is_plain {
+            true => self.origin.text.get(..at).map_or(0, |before| before.chars().count()),
+            false => 0,
+        };
         Error {
             source: Arc::clone(&self.origin.source),
             line: self.origin.line,
