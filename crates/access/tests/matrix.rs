@@ -40,6 +40,9 @@ const MEMBERS_MAY_TOO: &[&str] = &[
     "file_mkdir",
     "file_move",
     "file_remove",
+    "secret_list",
+    "sandbox_secret_set",
+    "sandbox_secret_remove",
 ];
 const OWNERS_MAY_TOO: &[&str] = &[
     "token_create",
@@ -53,6 +56,8 @@ const OWNERS_MAY_TOO: &[&str] = &[
     "webhook_delete",
     "webhook_redeliver",
     "audit_read",
+    "secret_set",
+    "secret_remove",
 ];
 /// Of the host: the least role, not bound to a workspace.
 const OF_THE_HOST: &[(&str, Role)] = &[
@@ -62,6 +67,7 @@ const OF_THE_HOST: &[(&str, Role)] = &[
     ("audit_checkpoint", Role::Owner),
     ("doctor", Role::Viewer),
     ("metrics", Role::Viewer),
+    ("secret_reset", Role::Owner),
 ];
 
 fn least_role(operation: Operation) -> Role {

@@ -133,6 +133,14 @@ text! {
     /// A workspace's name.
     Workspace, 1..=63, "^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$",
         "1 to 63 of small letters, digits, `.`, `_` and `-`, beginning and ending with a letter or a digit", "default";
+    /// The name of a service that takes a credential.
+    ServiceName, 1..=63, "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
+        "1 to 63 of small letters, digits and `-`, beginning and ending with a letter or a digit", "github";
+    /// What a user says of a service, by name.
+    ParameterName, 1..=32, "^[a-z_]+$", "1 to 32 of small letters and `_`", "resource";
+    /// What it is; several with commas between them.
+    ParameterValue, 1..=4096, "^[^\\x00-\\x1f\\x7f]+$",
+        "1 to 4096 characters without control characters", "acme";
     /// Who a token or key stands for.
     Subject, 1..=128, "^[!-~]+$", "1 to 128 visible ASCII characters", "alice@example.org";
     /// A label's key.
@@ -281,6 +289,8 @@ number! {
 pub const MAX_ENV: usize = 256;
 /// Most bytes of an environment's value.
 pub const MAX_ENV_VALUE: usize = 65_536;
+/// Most parameters of a service.
+pub const MAX_PARAMETERS: usize = 16;
 /// Most labels of a sandbox.
 pub const MAX_LABELS: usize = 64;
 /// Most mounts of a sandbox.
@@ -289,6 +299,45 @@ pub const MAX_MOUNTS: usize = 32;
 pub const MAX_ARGV: usize = 4096;
 /// Most bytes of one word of a command, or of a shell's line.
 pub const MAX_ARGUMENT: usize = 131_071;
+
+/// A map of what a user says of a service.
+#[derive(Debug, Clone, Copy)]
+pub enum Parameters {}
+
+impl Parameters {
+    /// Looks at every name and value.
+    ///
+    /// # Errors
+    /// `invalid_request` with the parameter at fault.
+    pub fn check(field: &str, parameters: &BTreeMap<String, String>) -> Result<(), Problem> {
+        at_most(field, parameters.len(), MAX_PARAMETERS, "parameters")?;
+        for (name, value) in parameters {
+            ParameterName::check(field, name)?;
+            ParameterValue::check(&format!("{field}.{name}"), value)?;
+        }
+        Ok(())
+    }
+}
+
+impl PartialSchema for Parameters {
+    fn schema() -> RefOr<Schema> {
+        let value = Ref::from_schema_name("ParameterValue").into();
+        map(ParameterName::schema(), value, MAX_PARAMETERS)
+            .description(Some("At most 16."))
+            .examples([json!({"resource": "acme"})])
+            .into()
+    }
+}
+
+impl ToSchema for Parameters {
+    fn name() -> Cow<'static, str> {
+        "Parameters".into()
+    }
+
+    fn schemas(schemas: &mut Schemas) {
+        schemas.push(("ParameterValue".into(), ParameterValue::schema()));
+    }
+}
 
 /// A map of labels.
 #[derive(Debug, Clone, Copy)]

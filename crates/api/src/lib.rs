@@ -23,6 +23,7 @@ mod problem;
 mod query;
 mod route;
 mod sandbox;
+mod secret;
 mod state;
 mod system;
 mod timestamp;
@@ -59,6 +60,10 @@ pub use route::{Access, Body, Method, ROUTES, Route, SchemaOf};
 pub use sandbox::{
     Change, CreateSandbox, DeleteQuery, Isolation, ListSandboxes, Mount, NetworkMode, Sandbox,
     Stats, Timings, UpdateSandbox, Usage, WhenIdle, WhenTimedOut,
+};
+pub use secret::{
+    CustomService, PlaceholderCharacters, SecretList, SecretQuery, SecretSlot, SecretSource,
+    SetSecret, StoredSecret,
 };
 pub use state::State;
 pub use system::{

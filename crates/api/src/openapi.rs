@@ -115,7 +115,7 @@ pub fn openapi() -> OpenApi {
         .build()
 }
 
-const TAGS: [(&str, &str); 12] = [
+const TAGS: [(&str, &str); 13] = [
     ("sandboxes", "Sandboxes and their lives."),
     ("exec", "Commands."),
     ("processes", "What became of commands."),
@@ -124,6 +124,7 @@ const TAGS: [(&str, &str); 12] = [
     ("images", "What sandboxes are made of."),
     ("tokens", "Rights of callers."),
     ("keys", "Keys for signed requests."),
+    ("secrets", "Credentials that sandboxes use and never have."),
     ("policy", "What is allowed."),
     ("audit", "What was decided and done."),
     ("webhooks", "Events, sent to receivers."),
@@ -276,6 +277,7 @@ fn path_parameter(name: &str) -> Parameter {
     let (schema, description) = match name {
         "sandbox" => (bound::SandboxId::name(), "The sandbox's id, or its name."),
         "process" => (bound::ProcessId::name(), "The process's name in its sandbox."),
+        "service" => (bound::ServiceName::name(), "The service's name."),
         _ => (bound::Id::name(), "The id."),
     };
     ParameterBuilder::new()
@@ -437,6 +439,7 @@ fn example(route: &Route) -> Option<Value> {
             "name": "laptop",
             "public_key": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
         }),
+        "set_secret" | "set_sandbox_secret" => json!({"value": "ghp_not-a-real-token"}),
         "check_policy" => json!({"request": {"create": {"cpu": 4}}}),
         "create_webhook" => json!({
             "url": "https://example.org/hook",
@@ -540,6 +543,8 @@ mod tests {
             "MoveFile",
             "CreateToken",
             "CreateKey",
+            "SetSecret",
+            "CustomService",
             "PolicyCheck",
             "PolicySubject",
             "CreateWebhook",
@@ -567,6 +572,7 @@ mod tests {
                 "move_file" => valid::<crate::MoveFile>(value),
                 "create_token" => valid::<crate::CreateToken>(value),
                 "create_key" => valid::<crate::CreateKey>(value),
+                "set_secret" | "set_sandbox_secret" => valid::<crate::SetSecret>(value),
                 "check_policy" => valid::<crate::PolicyCheck>(value),
                 "create_webhook" => valid::<crate::CreateWebhook>(value),
                 other => panic!("{other} has an example that nothing checks"),

@@ -155,6 +155,12 @@ operations! {
     KeyCreate = "key_create", Owner, Workspace, "Register a key for signed requests.";
     KeyList = "key_list", Owner, Workspace, "List keys.";
     KeyRevoke = "key_revoke", Owner, Workspace, "Revoke a key.";
+    SecretList = "secret_list", Member, Workspace, "List secrets, without values.";
+    SecretSet = "secret_set", Owner, Workspace, "Set a secret for every sandbox of the workspace.";
+    SecretRemove = "secret_remove", Owner, Workspace, "Remove a secret of the workspace.";
+    SandboxSecretSet = "sandbox_secret_set", Member, Workspace, "Set a secret for one sandbox.";
+    SandboxSecretRemove = "sandbox_secret_remove", Member, Workspace, "Remove a secret of one sandbox.";
+    SecretReset = "secret_reset", Owner, Host, "Give up all secrets of all workspaces.";
     WebhookCreate = "webhook_create", Owner, Workspace, "Subscribe a URL to events.";
     WebhookList = "webhook_list", Owner, Workspace, "List webhooks and their deliveries.";
     WebhookDelete = "webhook_delete", Owner, Workspace, "Remove a webhook.";

@@ -687,6 +687,65 @@ pub const ROUTES: &[Route] = &[
         "Revokes a key, at once and for good.",
     )
     .gives(&[(204, Body::Empty)]),
+    // Secrets
+    route(
+        Get,
+        "/v1/secrets",
+        "list_secrets",
+        Operation::SecretList,
+        "Secrets of the workspace and of its sandboxes, without values.",
+    )
+    .query_is::<SecretQuery>()
+    .gives(&[(200, json::<SecretList>())])
+    .may_fail(&[Code::Unsupported]),
+    route(
+        Delete,
+        "/v1/secrets",
+        "reset_secrets",
+        Operation::SecretReset,
+        "Gives up all secrets of all workspaces, readable or not.",
+    )
+    .gives(&[(204, Body::Empty)])
+    .may_fail(&[Code::Unsupported]),
+    route(
+        Put,
+        "/v1/secrets/{service}",
+        "set_secret",
+        Operation::SecretSet,
+        "Sets a service's secret for every sandbox that is created from now on.",
+    )
+    .takes(json::<SetSecret>())
+    .gives(&[(200, json::<StoredSecret>())])
+    .may_fail(&[Code::Unsupported]),
+    route(
+        Delete,
+        "/v1/secrets/{service}",
+        "remove_secret",
+        Operation::SecretRemove,
+        "Removes a service's secret from the workspace.",
+    )
+    .query_is::<SecretQuery>()
+    .gives(&[(204, Body::Empty)])
+    .may_fail(&[Code::Unsupported]),
+    route(
+        Put,
+        "/v1/sandboxes/{sandbox}/secrets/{service}",
+        "set_sandbox_secret",
+        Operation::SandboxSecretSet,
+        "Sets a service's secret for one sandbox, at once. It wins over the workspace's.",
+    )
+    .takes(json::<SetSecret>())
+    .gives(&[(200, json::<StoredSecret>())])
+    .may_fail(&[Code::WrongState, Code::Unsupported]),
+    route(
+        Delete,
+        "/v1/sandboxes/{sandbox}/secrets/{service}",
+        "remove_sandbox_secret",
+        Operation::SandboxSecretRemove,
+        "Removes a service's secret from one sandbox.",
+    )
+    .gives(&[(204, Body::Empty)])
+    .may_fail(&[Code::Unsupported]),
     // Policy
     route(Get, "/v1/policy", "show_policy", Operation::PolicyShow, "The policy in force.")
         .gives(&[(200, json::<PolicyInfo>())]),

@@ -25,6 +25,8 @@ pub(crate) async fn manager() -> Result<Arc<Manager>, Failure> {
     let data = paths::data().map_err(|error| Failure::usage(error.to_string()))?;
     let mut config = fleet::Config::new(Mode::Embedded, data);
     config.policy = paths::config().ok().map(|directory| directory.join("policy.toml"));
+    config.secrets = crate::secrets::options(true)?;
+    config.catalogue = crate::secrets::catalogue()?;
     Manager::open(config, supervisor).await.map_err(|error| open_failure(&error))
 }
 

@@ -360,6 +360,41 @@ impl Client {
         call!(self, "list_images").query(query).value().await
     }
 
+    /// The secrets of a workspace and of its sandboxes, without values.
+    pub async fn list_secrets(&self, query: &SecretQuery) -> Result<SecretList, Error> {
+        call!(self, "list_secrets").query(query).value().await
+    }
+
+    /// Sets a service's secret for every sandbox that is created from now on.
+    pub async fn set_secret(&self, service: &str, set: &SetSecret) -> Result<StoredSecret, Error> {
+        call!(self, "set_secret", service).json(set)?.value().await
+    }
+
+    /// Sets a service's secret for one sandbox, at once.
+    pub async fn set_sandbox_secret(
+        &self,
+        sandbox: &str,
+        service: &str,
+        set: &SetSecret,
+    ) -> Result<StoredSecret, Error> {
+        call!(self, "set_sandbox_secret", sandbox, service).json(set)?.value().await
+    }
+
+    /// Removes a service's secret from the workspace.
+    pub async fn remove_secret(&self, service: &str, query: &SecretQuery) -> Result<(), Error> {
+        call!(self, "remove_secret", service).query(query).done().await
+    }
+
+    /// Removes a service's secret from one sandbox.
+    pub async fn remove_sandbox_secret(&self, sandbox: &str, service: &str) -> Result<(), Error> {
+        call!(self, "remove_sandbox_secret", sandbox, service).done().await
+    }
+
+    /// Gives up all secrets of all workspaces.
+    pub async fn reset_secrets(&self) -> Result<(), Error> {
+        call!(self, "reset_secrets").done().await
+    }
+
     /// Makes a token. Its secret is in the answer and nowhere else.
     pub async fn create_token(&self, create: &CreateToken) -> Result<CreatedToken, Error> {
         call!(self, "create_token").json(create)?.value().await

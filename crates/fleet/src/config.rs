@@ -43,6 +43,10 @@ pub struct Config {
     pub identity_provider: Option<access::jwt::Config>,
     /// How the state is kept.
     pub store: store::Options,
+    /// How credentials are kept, in `secrets` below the data.
+    pub secrets: secrets::Options,
+    /// The services that take credentials.
+    pub catalogue: services::Catalogue,
     /// The workspace of callers that are bound to none and name none.
     pub default_workspace: String,
 }
@@ -65,6 +69,8 @@ impl Config {
             administrator_token: None,
             identity_provider: None,
             store: store::Options::default(),
+            secrets: secrets::Options::default(),
+            catalogue: services::Catalogue::built_in(),
             default_workspace: "default".into(),
         }
     }

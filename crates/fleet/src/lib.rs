@@ -30,6 +30,7 @@ mod rules;
 mod run;
 mod sandboxes;
 mod seat;
+mod secret;
 mod task;
 mod upkeep;
 

@@ -52,6 +52,7 @@ pub struct Manager {
     closing: watch::Sender<bool>,
     is_ready: AtomicBool,
     pub(crate) hook: Arc<dyn hook::Hook>,
+    pub(crate) secrets: Arc<secrets::Store>,
 }
 
 impl std::fmt::Debug for Manager {
@@ -101,6 +102,10 @@ impl Manager {
             closing: watch::Sender::new(false),
             is_ready: AtomicBool::new(false),
             hook,
+            secrets: Arc::new(secrets::Store::open(
+                &config.data.join("secrets"),
+                config.secrets.clone(),
+            )),
             config,
         });
         manager.recover().await?;
@@ -337,6 +342,9 @@ impl Manager {
         let next = self.ledger.commit(batch).await?.unwrap_or(next);
         if next.state != present.state {
             self.hook.reached(&next.id, next.state);
+        }
+        if next.state.is_final() {
+            self.forget_secrets(&next);
         }
         let row = seat.publish(next);
         // Nobody may be watching.

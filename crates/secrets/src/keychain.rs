@@ -70,6 +70,8 @@ impl Keychain {
     /// The records of all items with these attributes.
     fn read(attributes: &HashMap<String, String>) -> Result<Vec<(Key, Record)>, Error> {
         let items = with(UNLOCK, async |service| {
+            // Without one there is another login's keychain, or none yet, and ours are not in it.
+            service.get_default_collection().await?;
             let mut secrets = Vec::new();
             for item in found(service, attributes).await? {
                 item.ensure_unlocked_by_user().await?;

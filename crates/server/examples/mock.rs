@@ -28,6 +28,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut fleet = fleet::Config::new(Mode::Daemon, directory.join("data"));
     let token = std::env::var("SANDFORGE_TOKEN")?;
     fleet.administrator_token = Some(Secret::new(token.into_bytes())?);
+    fleet.secrets.place = Some(secrets::Place::KeyFile);
     let manager = Manager::open(fleet, supervisor).await?;
     let mut config = Config::new(directory.join("data"));
     config.listen = vec![([127, 0, 0, 1], 0).into()];

@@ -1,6 +1,7 @@
 //! All services that are known: those that come with the program, and the user's own.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use canonical::{Authority, Host};
@@ -37,7 +38,7 @@ const BUILT_IN: &[(&str, &str)] = &[
 ];
 
 /// Services by name. Cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Catalogue {
     services: BTreeMap<String, Arc<Entry>>,
 }
@@ -50,6 +51,12 @@ struct Entry {
     /// With samples for what somebody has to say, to be checked and shown.
     sample: Service,
     source: Arc<str>,
+}
+
+impl fmt::Debug for Catalogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.names()).finish()
+    }
 }
 
 impl Catalogue {

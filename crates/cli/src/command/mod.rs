@@ -17,6 +17,7 @@ pub(crate) mod logs;
 pub(crate) mod policy;
 pub(crate) mod remove;
 pub(crate) mod run;
+pub(crate) mod secret;
 pub(crate) mod serve;
 pub(crate) mod stats;
 pub(crate) mod token;
@@ -67,6 +68,7 @@ pub(crate) fn run(arguments: Arguments, begun: Instant) -> ExitCode {
         Command::Serve(args) => args.run(&context),
         Command::Token(args) => args.run(&context),
         Command::Key(args) => args.run(&context),
+        Command::Secret(args) => args.run(&context),
         Command::Policy(args) => args.run(),
         Command::Audit(args) => args.run(),
         Command::Webhook(args) => args.run(&context),

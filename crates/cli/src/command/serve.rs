@@ -206,6 +206,8 @@ impl ServeArgs {
         config.policy = self.policy.clone().or_else(default);
         config.project_policy.clone_from(&self.project_policy);
         config.require_signatures = self.require_signatures;
+        config.secrets = crate::secrets::options(false)?;
+        config.catalogue = crate::secrets::catalogue()?;
         config.default_workspace.clone_from(&self.workspace);
         config.max_sandboxes = self.max_sandboxes.unwrap_or(config.max_sandboxes);
         config.max_booting = self.max_booting.unwrap_or(config.max_booting);

@@ -6,6 +6,7 @@ mod exec;
 mod file;
 mod policy;
 mod sandbox;
+mod secret;
 mod system;
 mod token;
 mod webhook;
@@ -79,6 +80,12 @@ handlers! {
     "create_key" => token::create_key,
     "list_keys" => token::list_keys,
     "revoke_key" => token::revoke_key,
+    "list_secrets" => secret::list,
+    "reset_secrets" => secret::reset,
+    "set_secret" => secret::set,
+    "remove_secret" => secret::remove,
+    "set_sandbox_secret" => secret::set_own,
+    "remove_sandbox_secret" => secret::remove_own,
     "show_policy" => policy::show,
     "check_policy" => policy::check,
     "reload_policy" => policy::reload,

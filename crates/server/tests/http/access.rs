@@ -32,6 +32,8 @@ fn body(route: &Route, number: u8) -> Value {
             "name": "x",
             "public_key": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
         }),
+        "set_secret" => json!({"value": "a-value-of-a-test", "workspace": "own"}),
+        "set_sandbox_secret" => json!({"value": "a-value-of-a-test"}),
         "check_policy" => json!({"request": {"exec": {"command": ["true"]}}}),
         "create_webhook" => json!({"url": "https://example.org/", "workspace": "own"}),
         "create_sandbox" => json!({"engine": "mock", "workspace": "own"}),
@@ -72,6 +74,7 @@ fn request<'a>(
         .replace("{sandbox}", sandbox)
         .replace("{process}", "nobody")
         .replace("{id}", thing)
+        .replace("{service}", "github")
         .replace("{delivery}", "nothing");
     let target = format!("{path}{}", query(route));
     let call = match route.method {

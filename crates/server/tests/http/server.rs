@@ -91,6 +91,8 @@ impl Server {
     ) -> Self {
         let supervisor = supervisor.with_runtime_directory(directory.path().join("kept"));
         let mut fleet = fleet::Config::new(Mode::Daemon, directory.path().join("data"));
+        // Not into the keychain of whoever runs the tests.
+        fleet.secrets.place = Some(secrets::Place::KeyFile);
         change_fleet(&mut fleet);
         let manager = Manager::open(fleet, supervisor).await.unwrap();
         let mut config = Config::new(directory.path().join("data"));
