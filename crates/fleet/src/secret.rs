@@ -108,7 +108,7 @@ impl Manager {
             let problem =
                 "only administrators may name a command or a variable of the host; send the value";
             let refused = Problem::new(api::Code::Forbidden, problem);
-            self.failed(entry, refused.code.as_str(), &key).await?;
+            self.not_set(entry, refused.code.as_str(), &key).await?;
             return Err(refused.into());
         }
         let new = new(request)?;
@@ -120,7 +120,7 @@ impl Manager {
         match self.blocking(move |store| store.set(&catalogue, &kept, new)).await {
             Ok(entry) => Ok(stored(entry)),
             Err(error) => {
-                self.failed(entry, error.problem().code.as_str(), &key).await?;
+                self.not_set(entry, error.problem().code.as_str(), &key).await?;
                 Err(error)
             }
         }
@@ -172,7 +172,7 @@ impl Manager {
         self.ledger.commit(Batch::entry(entry.clone())).await?;
         let gone = key.clone();
         if let Err(error) = self.blocking(move |store| store.remove(&gone)).await {
-            self.failed(entry, error.problem().code.as_str(), &key).await?;
+            self.not_set(entry, error.problem().code.as_str(), &key).await?;
             return Err(error);
         }
         Ok(())
@@ -205,7 +205,7 @@ impl Manager {
     }
 
     /// Records that what was accepted was not done.
-    async fn failed(&self, mut entry: Entry, outcome: &str, key: &Key) -> Result<(), Error> {
+    async fn not_set(&self, mut entry: Entry, outcome: &str, key: &Key) -> Result<(), Error> {
         if outcome == api::Code::Forbidden.as_str() {
             entry.decision = api::AuditDecision::Denied;
             entry = entry.with_detail("service", key.service.clone());

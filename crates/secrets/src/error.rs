@@ -38,7 +38,9 @@ pub enum Error {
         reason: String,
     },
     /// The passphrase is not the one that the secrets were encrypted with. Nothing was changed.
-    #[error("the passphrase is not the one that {path:?} was encrypted with")]
+    #[error(
+        "the passphrase is not the one that {path:?} was encrypted with, unless that is damaged"
+    )]
     WrongPassphrase {
         /// The key that it does not open.
         path: PathBuf,

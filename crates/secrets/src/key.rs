@@ -190,7 +190,7 @@ impl Holder {
                 let mut identity = scrypt::Identity::new(self.passphrase.get(Purpose::Open)?);
                 identity.set_max_work_factor(MAX_WORK);
                 let plain = decrypt(&identity, &bytes).map_err(|error| match error {
-                    DecryptError::KeyDecryptionFailed => {
+                    DecryptError::KeyDecryptionFailed | DecryptError::DecryptionFailed => {
                         Error::WrongPassphrase { path: path.clone() }
                     }
                     error => Error::Damaged { path: path.clone(), reason: error.to_string() },

@@ -58,19 +58,21 @@ fn sandboxes(directory: &Path) -> Vec<String> {
 
 #[test]
 fn two_at_once_lose_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let children = ["a", "b"].map(|name| start(directory.path(), name, 10));
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("secrets");
+    let children = ["a", "b"].map(|name| start(&directory, name, 10));
     for child in children {
         assert!(child.wait_with_output().unwrap().status.success());
     }
-    assert_eq!(sandboxes(directory.path()).len(), 20);
+    assert_eq!(sandboxes(&directory).len(), 20);
 }
 
 #[test]
 fn one_that_is_killed_while_it_sets_loses_nothing_that_it_had_set() {
-    let directory = tempfile::tempdir().unwrap();
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("secrets");
     for round in 0..8 {
-        let mut child = start(directory.path(), &format!("r{round}"), 1000);
+        let mut child = start(&directory, &format!("r{round}"), 1000);
         let mut said = Vec::new();
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             if let Some(sandbox) = line.unwrap().strip_prefix("set ") {
@@ -83,20 +85,20 @@ fn one_that_is_killed_while_it_sets_loses_nothing_that_it_had_set() {
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        let kept = sandboxes(directory.path());
+        let kept = sandboxes(&directory);
         for sandbox in said {
             assert!(kept.contains(&sandbox), "{sandbox} of round {round}");
         }
     }
     // The next change clears away what was left unfinished.
-    set(&store(directory.path()), "last");
-    let files: Vec<String> = std::fs::read_dir(directory.path())
+    set(&store(&directory), "last");
+    let files: Vec<String> = std::fs::read_dir(&directory)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     assert_eq!(files.len(), 4, "{files:?}");
     for file in files {
-        let bytes = std::fs::read(directory.path().join(&file)).unwrap();
+        let bytes = std::fs::read(directory.join(&file)).unwrap();
         let is_there = bytes.windows(CANARY.len()).any(|window| window == CANARY.as_bytes());
         assert!(!is_there, "{file}");
     }
