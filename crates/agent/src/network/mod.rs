@@ -28,6 +28,7 @@ use wire::op::{AgentOpen, ErrorCode, OpError};
 use zeroize::Zeroizing;
 
 use names::Names;
+pub(crate) use netlink::netfilter;
 use relay::{Fate, Relay};
 
 /// Connections that wait to be taken. Beyond it the kernel lets the next ones ask again.
@@ -59,16 +60,17 @@ impl AsFd for Network {
 }
 
 impl Network {
-    /// Brings it up. `memory` is what its windows may take, in bytes.
+    /// Brings it up, by a socket to the kernel's nf_tables. `memory` is what its windows may take,
+    /// in bytes.
     ///
     /// # Errors
     /// With the step that failed. What was done by then does no harm and leads nowhere.
-    pub(crate) fn bring_up(memory: u64) -> Result<Self, OpError> {
+    pub(crate) fn bring_up(netfilter: io::Result<OwnedFd>, memory: u64) -> Result<Self, OpError> {
         shorten_memory_of_the_past();
         let network =
             listen_all().and_then(|(listeners, names)| Self::new(listeners, names, memory));
         let network = network.map_err(|error| failed("listen for tasks' connections", &error))?;
-        rules::enforce().map_err(|error| {
+        netfilter.and_then(rules::enforce).map_err(|error| {
             failed("set the rules of nf_tables (the kernel needs it with nat and redir)", &error)
         })?;
         interface::bring_up().map_err(|error| {
@@ -351,7 +353,7 @@ mod tests {
             };
         }
         crate::task::prepare_network().unwrap();
-        let mut network = Network::bring_up(64 << 20).unwrap();
+        let mut network = Network::bring_up(netfilter(), 64 << 20).unwrap();
         let mut agent = Connection::new(Side::Agent, b"{}".to_vec());
         let mut host = Connection::new(Side::Host, b"{}".to_vec());
         let mut exchange = |network: &mut Network, agent: &mut Connection| {

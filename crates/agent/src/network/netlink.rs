@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::Protocol;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
 
 /// Asks for the creation of something that is not there.
@@ -120,9 +120,12 @@ pub(super) struct Netlink {
 impl Netlink {
     /// One of the kernel's, by its protocol; `None` is that of routes.
     pub(super) fn open(protocol: Option<Protocol>) -> io::Result<Self> {
-        let flags = SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self::new(socket(protocol)?))
+    }
+
+    /// One that was opened before.
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self { socket, sequence: 0 }
     }
 
     /// Sends messages as one, and waits until the kernel has taken each.
@@ -154,6 +157,16 @@ impl Netlink {
         }
         Ok(())
     }
+}
+
+fn socket(protocol: Option<Protocol>) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC;
+    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?)
+}
+
+/// A socket to the kernel's nf_tables.
+pub(crate) fn netfilter() -> io::Result<OwnedFd> {
+    socket(Some(netlink::NETFILTER))
 }
 
 /// The codes in acknowledgements, 0 where it was done. Their sequence numbers need no look: the

@@ -31,8 +31,7 @@
 //! "operation not permitted", which is what makes QUIC fall back to TCP.
 
 use std::io;
-
-use rustix::net::netlink;
+use std::os::fd::OwnedFd;
 
 use super::netlink::{APPEND, Attributes, CREATE, Message, Netlink, name_bytes};
 
@@ -64,8 +63,8 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// Puts them in force, all or none.
-pub(super) fn enforce() -> io::Result<()> {
-    Netlink::open(Some(netlink::NETFILTER))?.ask(batch())
+pub(super) fn enforce(netfilter: OwnedFd) -> io::Result<()> {
+    Netlink::new(netfilter).ask(batch())
 }
 
 fn batch() -> Vec<Message> {

@@ -103,7 +103,7 @@ impl Server {
         let trust = request.trust.as_deref();
         let env = self.sandbox.change_root(|| trust::install(trust, kernel))?;
         if self.network.is_none() {
-            let network = network::Network::bring_up(self.windows)?;
+            let network = network::Network::bring_up(self.sandbox.netfilter(), self.windows)?;
             epoll::add(&self.epoll, network.as_fd(), EventData::new_u64(NETWORK), EventFlags::IN)
                 .map_err(|error| {
                 OpError::new(ErrorCode::Exhausted, format!("watch the network: {error}"))

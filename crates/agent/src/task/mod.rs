@@ -152,6 +152,9 @@ pub(crate) struct Sandbox {
     tool: ToolFn,
     /// The agent's own, to return to after a visit.
     uts: OwnedFd,
+    /// To set the network up with, until that is settled. The agent of a host has it from before its
+    /// filter, which knows no such socket.
+    netfilter: Option<io::Result<OwnedFd>>,
     spare: Option<Spare>,
     dying: BTreeMap<u64, Remains>,
     next_key: u64,
@@ -205,6 +208,7 @@ impl Sandbox {
         set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .during("make the agent not dumpable")?;
         network::prepare()?;
+        let netfilter = crate::network::netfilter();
         match settings.kernel {
             Kernel::Own => std::fs::write("/proc/self/oom_score_adj", "-1000")
                 .during("exempt the agent from the out-of-memory killer")?,
@@ -229,6 +233,7 @@ impl Sandbox {
             bounds,
             tool: settings.tool,
             uts,
+            netfilter: Some(netfilter),
             spare: None,
             dying: BTreeMap::new(),
             next_key: TIMER + 1,
@@ -263,13 +268,22 @@ impl Sandbox {
         changed
     }
 
+    /// What sets the network up: a socket to the kernel's nf_tables.
+    ///
+    /// # Errors
+    /// Where the kernel has none, or it was taken before.
+    pub(crate) fn netfilter(&mut self) -> io::Result<OwnedFd> {
+        self.netfilter.take().unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))
+    }
+
     /// Gives up the right to configure the network. It is the way to much of the kernel's network
     /// code, and in a sandbox on the host's kernel there is no use for it any more once the first
     /// task may come. In a guest the kernel is the sandbox's own.
     ///
     /// # Errors
     /// Where the kernel refuses, no task may come.
-    pub(crate) fn settle_network(&self) -> Result<(), OpError> {
+    pub(crate) fn settle_network(&mut self) -> Result<(), OpError> {
+        self.netfilter = None;
         match self.kernel {
             Kernel::Own => Ok(()),
             Kernel::Shared => capabilities::drop_network()
