@@ -189,7 +189,7 @@ impl Client {
 }
 
 pub(super) const CREATE: &str =
-    r#"{"engine":"mock","memory_mb":128,"cpu":1,"labels":{"job":"bench"},"timeout_sec":600}"#;
+    r#"{"engine":"mock","memory_mb":128,"labels":{"job":"bench"},"timeout_sec":600}"#;
 const EXEC: &str = r#"{"command":["true"],"timeout_sec":60}"#;
 
 fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
