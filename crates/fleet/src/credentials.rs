@@ -8,6 +8,7 @@ use api::{
     Timestamp, Token, TokenQuery, Validate as _,
 };
 use audit::Digest;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use store::StoreError;
 
@@ -152,12 +153,10 @@ impl Manager {
         by: &Provenance,
     ) -> Result<CreatedToken, Error> {
         request.validate()?;
-        let workspace = request.workspace.clone().or_else(|| caller.workspace.clone());
         let operation = Operation::TokenCreate;
-        self.authorise(caller, operation, workspace.as_deref(), by).await?;
-        let granted =
-            caller.may_grant(request.role, workspace.as_deref(), request.operations.as_ref());
-        self.granted(caller, operation, granted, by).await?;
+        let rights = (request.role, request.operations.as_ref());
+        let workspace =
+            self.grant(caller, operation, request.workspace.as_deref(), rights, by).await?;
         let (secret, hash) =
             access::token::generate().map_err(|error| Error::Internal(error.to_string()))?;
         let created_at = Timestamp::now();
@@ -190,15 +189,21 @@ impl Manager {
         Ok(CreatedToken { token, secret })
     }
 
-    /// Refuses, and records, a grant of more than the caller has.
-    async fn granted(
+    /// The workspace of a new token or key, where the caller may make one with these rights; that
+    /// it may not is recorded.
+    async fn grant(
         &self,
         caller: &Caller,
         operation: Operation,
-        granted: Result<(), access::Refusal>,
+        asked: Option<&str>,
+        (role, operations): (Role, Option<&BTreeSet<Operation>>),
         by: &Provenance,
-    ) -> Result<(), Error> {
-        let Err(refusal) = granted else { return Ok(()) };
+    ) -> Result<Option<String>, Error> {
+        let workspace = asked.or(caller.workspace.as_deref());
+        self.authorise(caller, operation, workspace, by).await?;
+        let Err(refusal) = caller.may_grant(role, workspace, operations) else {
+            return Ok(workspace.map(str::to_owned));
+        };
         self.refuse(caller, operation, &refusal, by).await?;
         Err(refusal.into())
     }
@@ -266,13 +271,11 @@ impl Manager {
         request.validate()?;
         access::signature::public_key(&request.public_key)
             .map_err(|error| Problem::invalid("public_key", error.to_string()))?;
-        let workspace = request.workspace.clone().or_else(|| caller.workspace.clone());
         let operation = Operation::KeyCreate;
-        self.authorise(caller, operation, workspace.as_deref(), by).await?;
         // A key gives no right by itself: it stands for a subject that has its own.
-        let granted =
-            caller.may_grant(Role::Viewer, workspace.as_deref(), caller.operations.as_ref());
-        self.granted(caller, operation, granted, by).await?;
+        let rights = (Role::Viewer, caller.operations.as_ref());
+        let workspace =
+            self.grant(caller, operation, request.workspace.as_deref(), rights, by).await?;
         let created_at = Timestamp::now();
         let key = Key {
             id: ids("key")?,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use access::Caller;
 use api::{
     AttachQuery, AuditDecision, EventKind, Exec, ExecEnd, LogSource, Operation, Outcome, Page,
-    PageQuery, Process, State, Timestamp, Truncated, Validate as _, WindowSize,
+    PageQuery, Process, Sandbox, State, Timestamp, Truncated, Validate as _, WindowSize,
 };
 use serde_json::json;
 use supervisor::wire::op::{self, Attach, ExecReply, Resize, Signal, Stdin as StdinOperation};
@@ -98,21 +98,7 @@ impl Manager {
             None => format!("p-{}", &supervisor::generate_id()?["sb-".len()..]),
         };
         let policy = rules::reference(&decision);
-        let process = Process {
-            process: name.clone(),
-            sandbox: row.id.clone(),
-            command: Some(rules::command_text(&exec.command)),
-            created_by: Some(caller.subject.clone()),
-            detached: exec.detach,
-            tty: exec.tty.is_some(),
-            started_at: Timestamp::now(),
-            ended_at: None,
-            outcome: Outcome::Running,
-            exit_code: None,
-            cpu_ms: None,
-            memory_peak_bytes: None,
-            task_digest: String::new(),
-        };
+        let process = new_process(&name, &row, &exec, caller);
         let entry = entry
             .decided(&policy, AuditDecision::Allowed, "accepted")
             .with_detail("process", name.clone());
@@ -624,6 +610,25 @@ fn judge(reply: Result<ExecReply, Broken>) -> (Ended, Result<(), Error>) {
             let problem = Error::Guest(error.clone()).problem();
             (Ended::lost(error.to_string(), problem.code.as_str()), Err(Error::Guest(error)))
         }
+    }
+}
+
+/// A command of which nothing is known yet but that it was accepted.
+pub(crate) fn new_process(name: &str, row: &Sandbox, exec: &Exec, caller: &Caller) -> Process {
+    Process {
+        process: name.to_owned(),
+        sandbox: row.id.clone(),
+        command: Some(rules::command_text(&exec.command)),
+        created_by: Some(caller.subject.clone()),
+        detached: exec.detach,
+        tty: exec.tty.is_some(),
+        started_at: Timestamp::now(),
+        ended_at: None,
+        outcome: Outcome::Running,
+        exit_code: None,
+        cpu_ms: None,
+        memory_peak_bytes: None,
+        task_digest: String::new(),
     }
 }
 

@@ -5,15 +5,15 @@ use std::time::Instant;
 
 use access::Caller;
 use api::{
-    AuditDecision, CreateSandbox, EventKind, Exec, Operation, Outcome, Process, Sandbox, State,
-    Timestamp, Usage,
+    AuditDecision, CreateSandbox, EventKind, Exec, Operation, Process, Sandbox, State, Timestamp,
+    Usage,
 };
 use serde_json::json;
 use supervisor::wire::op;
 use supervisor::{Hidden, ImageRef, Observer, SandboxSpec};
 
 use crate::config::Provenance;
-use crate::exec::Ended;
+use crate::exec::{Ended, new_process};
 use crate::host_path::HostPath;
 use crate::ledger::Batch;
 use crate::life::tier;
@@ -151,21 +151,7 @@ impl Manager {
             }
         };
         self.counters.boot.record(begun.elapsed());
-        let process = Process {
-            process: "p1".into(),
-            sandbox: row.id.clone(),
-            command: Some(rules::command_text(&exec.command)),
-            created_by: Some(caller.subject.clone()),
-            detached: false,
-            tty: exec.tty.is_some(),
-            started_at: Timestamp::now(),
-            ended_at: None,
-            outcome: Outcome::Running,
-            exit_code: None,
-            cpu_ms: None,
-            memory_peak_bytes: None,
-            task_digest: String::new(),
-        };
+        let process = new_process("p1", &row, &exec, caller);
         let reference = rules::reference(&of_exec);
         let entry = self
             .entry(caller, Operation::Exec, by)
