@@ -5,7 +5,7 @@ use std::fmt;
 use crate::entry::{Entry, Gate, Side};
 use crate::line::{Operation, What, Word};
 use crate::request::{Refusal, Request, Verdict};
-use crate::rules::{Inner, pattern_text, place_text, repository_text, request_text};
+use crate::rules::{At, Inner, Shown, pattern_text, repository_text};
 use crate::{git, graphql, mcp};
 
 /// Rules of one list that are about a request.
@@ -139,9 +139,9 @@ impl<'r> BodyRule<'r> {
             bounds,
             content_type: request.content_type.map(Into::into),
             has_query: request.query.pairs().next().is_some(),
-            text: request_text(request),
-            place: place_text(request.host, request.port),
-            path: pattern_text(request.path),
+            text: Shown(request).to_string(),
+            place: At(request.host, request.port).to_string(),
+            path: pattern_text(request.path).into_owned(),
         }
     }
 

@@ -16,9 +16,15 @@ pub struct Origin {
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            0 => write!(f, "{}: {:?}", self.source, self.text),
-            line => write!(f, "{}:{line}: {:?}", self.source, self.text),
+        f.write_str(&self.source)?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        // Most rules have nothing to escape, and looking for it takes as long as a decision.
+        let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+        match self.text.bytes().all(is_plain) {
+            true => write!(f, ": \"{}\"", self.text),
+            false => write!(f, ": {:?}", self.text),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Layers put together, and decisions.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -177,7 +178,7 @@ impl Inner {
     /// Whether any rule lets something through to a host, at a port or at any.
     fn reachable(&self, host: &Host, port: Option<u16>) -> Result<(), Refusal> {
         let whom = || match port {
-            Some(port) => place_text(host, port),
+            Some(port) => At(host, port).to_string(),
             None => host.to_string(),
         };
         if self.mode == Mode::Offline {
@@ -219,7 +220,7 @@ impl Inner {
         Ok(())
     }
 
-    fn denied(&self, rule: u32, what: &str) -> Refusal {
+    fn denied(&self, rule: u32, what: &dyn fmt::Display) -> Refusal {
         let origin = self.origin(rule);
         Refusal {
             rule: Some(origin.clone()),
@@ -270,7 +271,7 @@ impl Inner {
             (_, true, _) => Kind::Tunnel,
             (.., true) => Kind::Http,
             _ => {
-                let whom = place_text(host, port);
+                let whom = At(host, port);
                 return Err(match deny.tcp {
                     Some(rule) => self.denied(rule, &whom),
                     None => Refusal {
@@ -311,7 +312,7 @@ impl Inner {
         if self.mode == Mode::Offline {
             return Verdict::Deny(Refusal {
                 rule: None,
-                reason: format!("the network is offline; {} is not sent", request_text(request)),
+                reason: format!("the network is offline; {} is not sent", Shown(request)),
                 hint: String::new(),
             });
         }
@@ -331,7 +332,7 @@ impl Inner {
             Match::Body => deny_waits = true,
         });
         if let Some(rule) = denied {
-            return Verdict::Deny(self.denied(rule, &request_text(request)));
+            return Verdict::Deny(self.denied(rule, &Shown(request)));
         }
         let own = self.look(&self.own, &place, request, method);
         let is_allowed = own.rule.is_some() || self.mode == Mode::Open;
@@ -345,10 +346,7 @@ impl Inner {
                 if !found.waits {
                     return Verdict::Deny(Refusal {
                         rule: None,
-                        reason: format!(
-                            "the policy above does not allow {}",
-                            request_text(request)
-                        ),
+                        reason: format!("the policy above does not allow {}", Shown(request)),
                         hint: String::new(),
                     });
                 }
@@ -406,7 +404,7 @@ impl Inner {
     fn unmentioned(&self, request: &Request<'_>, method: Methods) -> Refusal {
         Refusal {
             rule: None,
-            reason: format!("no rule allows {}", request_text(request)),
+            reason: format!("no rule allows {}", Shown(request)),
             hint: hint(request, method),
         }
     }
@@ -450,39 +448,68 @@ impl Inner {
 }
 
 /// A request as refusals show it.
-pub(crate) fn request_text(request: &Request<'_>) -> String {
-    let word = if request.websocket { "ws" } else { request.method };
-    format!("{word} {}{}", place_text(request.host, request.port), request.path)
+pub(crate) struct Shown<'a, 'b>(pub(crate) &'b Request<'a>);
+
+impl fmt::Display for Shown<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(request) = self;
+        let word = if request.websocket { "ws" } else { request.method };
+        write!(f, "{word} {}{}", At(request.host, request.port), request.path)
+    }
+}
+
+/// A host and its port, where it is not the one that lines mean by themselves.
+pub(crate) struct At<'a>(pub(crate) &'a Host, pub(crate) u16);
+
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Host::Name(name) => f.write_str(name.as_str())?,
+            Host::Address(address) => Host::Address(address.to_canonical()).fmt(f)?,
+        }
+        match self.1 {
+            DEFAULT_PORT => Ok(()),
+            port => write!(f, ":{port}"),
+        }
+    }
 }
 
 /// The line that would allow a request, as little as possible besides.
 fn hint(request: &Request<'_>, method: Methods) -> String {
-    let place = place_text(request.host, request.port);
+    let place = At(request.host, request.port);
     let path = pattern_text(request.path);
     let git = |word: &str| format!("git {word} {place}{}", repository_text(&path));
-    let services = request.query.values("service").next();
-    let special = match (path.rsplit('/').next(), services) {
-        (Some("git-upload-pack"), _) | (Some("refs"), Some("git-upload-pack")) => git("fetch"),
-        (Some("git-receive-pack"), _) | (Some("refs"), Some("git-receive-pack")) => git("push"),
+    let service = || request.query.values("service").next();
+    let special = match path.rsplit('/').next() {
+        Some("git-upload-pack") => git("fetch"),
+        Some("git-receive-pack") => git("push"),
+        Some("refs") if service() == Some("git-upload-pack") => git("fetch"),
+        Some("refs") if service() == Some("git-receive-pack") => git("push"),
         _ if request.grpc => format!("grpc {place} {}", &path[1..]),
         _ => String::new(),
     };
-    let asks = Place::of_request(request);
-    let is_meant = Line::parse(&special).is_ok_and(|line| {
-        let entries = Entry::compile(0, &line);
-        let is_met = |entry: &Entry| entry.meets(request, method, Side::Allow) != Match::No;
-        entries.iter().any(|entry| entry.is_at(&asks) && is_met(entry))
-    });
-    match (is_meant, request.websocket) {
-        (true, _) => special,
-        (false, true) => format!("ws {place}{path}"),
-        (false, false) => format!("{} {place}{path}", request.method),
+    if !special.is_empty() && allows(&special, request, method) {
+        return special;
     }
+    let word = if request.websocket { "ws" } else { request.method };
+    format!("{word} {place}{path}")
+}
+
+/// Whether a line is about a request.
+fn allows(line: &str, request: &Request<'_>, method: Methods) -> bool {
+    let place = Place::of_request(request);
+    let meets = |entry: &Entry| {
+        entry.is_at(&place) && entry.meets(request, method, Side::Allow) != Match::No
+    };
+    Line::parse(line).is_ok_and(|line| Entry::compile(0, &line).iter().any(meets))
 }
 
 /// A path as the pattern that matches it alone.
-pub(crate) fn pattern_text(path: &Path) -> String {
-    path.as_str().replace('*', "%2A")
+pub(crate) fn pattern_text(path: &Path) -> Cow<'_, str> {
+    match path.as_str().contains('*') {
+        true => path.as_str().replace('*', "%2A").into(),
+        false => path.as_str().into(),
+    }
 }
 
 /// The repository that a request of git's protocol is about.
@@ -491,17 +518,6 @@ pub(crate) fn repository_text(path: &str) -> &str {
         ["/git-upload-pack", "/git-receive-pack", "/info/refs", "/info/lfs/objects/batch"];
     let path = TAILS.iter().find_map(|tail| path.strip_suffix(tail)).unwrap_or(path);
     path.strip_suffix(".git").unwrap_or(path)
-}
-
-pub(crate) fn place_text(host: &Host, port: u16) -> String {
-    let host = match host {
-        Host::Address(address) => Host::Address(address.to_canonical()),
-        Host::Name(name) => Host::Name(name.clone()),
-    };
-    match port {
-        DEFAULT_PORT => host.to_string(),
-        port => format!("{host}:{port}"),
-    }
 }
 
 /// A layer's list while it is put together.
