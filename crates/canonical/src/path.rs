@@ -121,9 +121,9 @@ fn segment(part: &str, leniency: Leniency, sent: &mut String) -> Result<String, 
         percent::push(sent, byte, was_encoded);
     }
     let segment = String::from_utf8(bytes).map_err(|_| PathError::Text)?;
-    // `..;` is `..` to servers that cut at the semicolon.
-    let before_parameters = segment.split(';').next().unwrap_or_default();
-    if matches!(before_parameters, "." | "..") {
+    // `..;` is `..` to servers that cut at the semicolon, and `..%2F` is to those that decode before
+    // they cut.
+    if segment.split(['/', '\\', ';']).any(|part| matches!(part, "." | "..")) {
         return Err(PathError::Dots);
     }
     if is_encoded_again(&segment) {
@@ -223,7 +223,9 @@ mod tests {
             (path.as_str(), path.segments()),
             ("/@scope%2Fname", &["@scope/name".into()][..])
         );
-        assert_eq!(Path::parse("/..%2f..%2fa/%2e%2e", packages), Err(PathError::Dots));
+        for text in ["/..%2f..%2fa/%2e%2e", "/..%2f..%2fa", "/a%2f%2e%2e%5Cb", "/a%2f."] {
+            assert_eq!(Path::parse(text, packages), Err(PathError::Dots), "{text}");
+        }
 
         let parameters = Leniency { parameters: true, ..Leniency::default() };
         assert!(Path::parse("/a;v=1", parameters).is_ok());

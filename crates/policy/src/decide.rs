@@ -96,6 +96,11 @@ impl Policy {
         self.layers.iter().map(AsRef::as_ref)
     }
 
+    /// What layers say of hosts and requests: each narrows what the rules of a sandbox allow.
+    pub fn endpoints(&self) -> Vec<rules::Layer> {
+        self.layers().map(|layer| layer.endpoints().clone()).collect()
+    }
+
     pub(crate) fn host(&self) -> &Host {
         &self.host
     }

@@ -164,6 +164,7 @@ pub struct Layer {
     pub(crate) users: Lists<Glob>,
     pub(crate) env: Lists<Glob>,
     pub(crate) network: Lists<Network>,
+    pub(crate) endpoints: rules::Layer,
     pub(crate) isolation: Option<Value<Isolation>>,
     pub(crate) grants: Vec<Grant>,
 }
@@ -184,6 +185,7 @@ impl Layer {
             users: Lists::default(),
             env: Lists::default(),
             network: Lists::default(),
+            endpoints: rules::Layer::default(),
             isolation: None,
             grants: Vec::new(),
         }
@@ -222,6 +224,11 @@ impl Layer {
     /// The TOML.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// What it says of hosts and requests: a bound of what a sandbox's own rules allow.
+    pub fn endpoints(&self) -> &rules::Layer {
+        &self.endpoints
     }
 
     /// With the home directory in the place of `~`.

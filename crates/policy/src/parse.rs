@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::str::FromStr;
 
+use rules::Placed;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -24,7 +25,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("mounts", &["roots", "deny", "except", "read_only"]),
     ("commands", &["allow", "deny", "users"]),
     ("env", &["allow", "deny"]),
-    ("network", &["modes"]),
+    ("network", &["modes", "allow", "deny"]),
     ("isolation", &["minimum"]),
     ("grant", GRANT),
 ];
@@ -287,7 +288,41 @@ impl Reader<'_> {
     fn network(&mut self, node: &Node<'_>, layer: &mut Layer) -> Result<(), Error> {
         let table = self.section(node, "network")?;
         layer.network.allow = self.list(table, "network", "modes", mode)?;
+        let allow = self.placed(table, "allow")?;
+        let deny = self.placed(table, "deny")?.unwrap_or_default();
+        layer.endpoints =
+            rules::Layer::from_file(self.source, allow.as_deref(), &deny).map_err(|error| {
+                let fault =
+                    Fault::Value { key: "network".to_owned(), problem: error.fault.to_string() };
+                Error {
+                    file: self.source.to_owned(),
+                    line: error.line,
+                    column: error.column,
+                    fault,
+                }
+            })?;
         Ok(())
+    }
+
+    /// Lines about endpoints, where the key is there.
+    fn placed<'a>(
+        &mut self,
+        table: &'a Table<'_>,
+        key: &str,
+    ) -> Result<Option<Vec<Placed<'a>>>, Error> {
+        const WANTED: &str = "a list of rules, such as [\"READ example.com/docs/**\"]";
+        let Some(node) = table.get(key) else { return Ok(None) };
+        let mut lines = Vec::new();
+        for node in self.items(node, key, WANTED)? {
+            self.patterns += 1;
+            if self.patterns > MAX_PATTERNS {
+                return Err(self.error(node.span(), Fault::TooMany { limit: MAX_PATTERNS }));
+            }
+            let text = self.string(node, key, "a rule, such as \"READ example.com/docs/**\"")?;
+            let (line, column) = self.place(node.span().start);
+            lines.push(Placed { text, line, column });
+        }
+        Ok(Some(lines))
     }
 
     fn isolation(&self, node: &Node<'_>, layer: &mut Layer) -> Result<(), Error> {

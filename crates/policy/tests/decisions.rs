@@ -560,3 +560,22 @@ fn several_administrators_files_must_all_agree() {
         assert!(!ask(4, "alpine"));
     }
 }
+
+#[test]
+fn lines_about_the_network_are_bounds_with_their_places() {
+    let layer = |text: &str, kind| policy::Layer::parse("p.toml", text, kind).unwrap();
+    let layers = vec![
+        layer("[network]\nallow = [\"READ **\"]", Kind::Administrator),
+        layer("[policy.network]\ndeny = [\"a.com\"]", Kind::Project),
+    ];
+    let host = Host { home: Some("/home/ann".into()), own: Vec::new() };
+    let policy = Policy::new(host, layers).unwrap();
+    let rules = rules::Rules::new(rules::Mode::Open, vec![], policy.endpoints()).unwrap();
+    let reaches = |name: &str| {
+        let host = canonical::Host::parse(name).unwrap();
+        rules.endpoint(&host, 443).map(|endpoint| endpoint.kind)
+    };
+    assert_eq!(reaches("b.com"), Ok(rules::Kind::Http));
+    let refusal = reaches("a.com").unwrap_err();
+    assert_eq!(refusal.rule.unwrap().to_string(), "p.toml:2: \"a.com\"");
+}

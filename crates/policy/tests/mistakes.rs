@@ -131,3 +131,11 @@ fn there_is_an_end_to_a_file() {
 fn columns_are_characters() {
     assert!(error("[images]\nallow = [\"äöü\", 1]\n").starts_with("p.toml:2:17: "));
 }
+
+#[test]
+fn a_wrong_line_about_the_network_is_told_with_its_place() {
+    let text = "[network]\nallow = [\n  \"READ a.com\",\n  \"reed a.com\",\n]";
+    let error = Layer::parse("p.toml", text, Kind::Administrator).unwrap_err();
+    let said = "p.toml:4:3: network: there is no verb \"reed\"; did you mean \"READ\"?";
+    assert_eq!(error.to_string(), said);
+}

@@ -44,6 +44,17 @@ pub(crate) struct Section {
     pub(crate) allow: Vec<Rule>,
 }
 
+/// A line of a file that somebody else reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed<'a> {
+    /// The line of rules.
+    pub text: &'a str,
+    /// Where it stands, from 1.
+    pub line: u32,
+    /// Where the string begins there, from 1.
+    pub column: u32,
+}
+
 /// A line, where it stands and whose it is.
 #[derive(Debug, Clone)]
 pub(crate) struct Rule {
@@ -106,6 +117,37 @@ impl Layer {
             services: Vec::new(),
         };
         layer.bounded(&source)
+    }
+
+    /// Takes lines of a file that holds other things too. Without a list, it is a bound that only
+    /// denies.
+    ///
+    /// # Errors
+    /// The first line that is wrong.
+    pub fn from_file(
+        source: &str,
+        allow: Option<&[Placed<'_>]>,
+        deny: &[Placed<'_>],
+    ) -> Result<Self, Error> {
+        let name: Arc<str> = source.into();
+        let rules = |list: &[Placed<'_>], is_deny: bool| -> Result<Vec<Rule>, Error> {
+            let written = |placed: &Placed<'_>| Written {
+                origin: Origin {
+                    source: Arc::clone(&name),
+                    line: placed.line,
+                    text: placed.text.into(),
+                },
+                column: placed.column,
+                is_plain: false,
+            };
+            list.iter().map(|placed| host_rule(written(placed), is_deny)).collect()
+        };
+        let layer = Self {
+            allow: allow.map(|allow| rules(allow, false)).transpose()?,
+            deny: rules(deny, true)?,
+            services: Vec::new(),
+        };
+        layer.bounded(source)
     }
 
     /// The rules of a service: requests to its hosts that these allow may carry its credential.

@@ -29,7 +29,7 @@ mod tenants;
 
 pub use body::BodyRule;
 pub use error::{Error, Fault};
-pub use layer::{Access, Layer};
+pub use layer::{Access, Layer, Placed};
 pub use line::Line;
 pub use origin::Origin;
 pub use registry::{Registry, RegistryKind};

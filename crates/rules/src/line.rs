@@ -891,6 +891,17 @@ impl Line {
         port && self.hosts.covers(&other.hosts, true) && self.what.covers(&other.what)
     }
 
+    /// Whether its path has an encoded `/` or `\\`.
+    pub(crate) fn has_encoded_separators(&self) -> bool {
+        let has = |path: &Sequence| path.text().contains("%2F") || path.text().contains("%5C");
+        match &self.what {
+            What::Http { path, .. } | What::WebSocket { path, .. } => {
+                path.as_ref().is_some_and(has)
+            }
+            _ => false,
+        }
+    }
+
     /// Whether it says what is done, and not only where.
     pub(crate) fn names_what(&self) -> bool {
         match &self.what {

@@ -58,7 +58,7 @@ pub struct Request<'a> {
     pub path: &'a Path,
     /// Its query; empty when there is none.
     pub query: &'a Query,
-    /// It asks to become a WebSocket.
+    /// It asks to become a WebSocket: by GET, or over HTTP/2 by CONNECT.
     pub websocket: bool,
     /// It is gRPC, by its content type.
     pub grpc: bool,

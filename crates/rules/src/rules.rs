@@ -1,6 +1,7 @@
 //! Layers put together, and decisions.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use crate::tenants::shared_suffix;
 pub struct Rules(Arc<Inner>);
 
 /// Something about rules that are well-formed and yet perhaps not what was meant.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Warning {
     /// The rule.
     pub rule: Origin,
@@ -297,8 +298,10 @@ impl Inner {
         if let Some(owned) = owner {
             leniency = owned.leniency;
         }
+        // Who writes an encoded separator in a rule expects requests to have one.
         self.own.each(&place, |entry| {
-            leniency.encoded_separators |= self.compiled(entry).rule.encoded_separators;
+            let Rule { line, encoded_separators, .. } = &self.compiled(entry).rule;
+            leniency.encoded_separators |= *encoded_separators || line.has_encoded_separators();
         });
         Ok(Endpoint {
             kind,
@@ -316,7 +319,12 @@ impl Inner {
                 hint: String::new(),
             });
         }
-        let Some(method) = Methods::of(request.method) else {
+        // Over HTTP/2 a WebSocket is asked for by CONNECT (RFC 8441). To rules it is the same.
+        let word = match request.method {
+            "CONNECT" if request.websocket => "GET",
+            word => word,
+        };
+        let Some(method) = Methods::of(word) else {
             return Verdict::Deny(Refusal {
                 rule: None,
                 reason: format!("no rule can allow the method {:?}", request.method),
@@ -582,30 +590,10 @@ impl Builder {
             };
             entries.into_iter().for_each(|entry| list.insert(entry));
         }
-        for (part, rule) in &all {
-            let denials = all.iter().filter(|(part, _)| *part == Part::Deny).map(|(_, deny)| deny);
-            if *part == Part::Own
-                && let Some(deny) = denials
-                    .filter(|deny| deny.except.is_empty())
-                    .find(|deny| deny.line.covers(&rule.line))
-            {
-                inner.warnings.push(Warning {
-                    rule: rule.origin.clone(),
-                    text: format!("allows nothing, since it is denied by {}", deny.origin),
-                });
-            }
-        }
-        for (_, rule) in all.iter().filter(|(part, _)| *part == Part::Own) {
-            let hosts = rule.line.hosts.to_string();
-            // Whoever writes `**` means everybody.
-            let is_meant = rule.is_ours || matches!(hosts.as_str(), "*" | "**");
-            if let Some(suffix) = shared_suffix(&hosts).filter(|_| !is_meant) {
-                inner.warnings.push(Warning {
-                    rule: rule.origin.clone(),
-                    text: format!("anybody can have a host below {suffix}; name the exact host"),
-                });
-            }
-        }
+        let of = |wanted: Part| {
+            all.iter().filter(move |(part, _)| *part == wanted).map(|(_, rule)| rule)
+        };
+        inner.warnings = warnings(of(Part::Own), &of(Part::Deny).collect::<Vec<_>>());
         for (_, rule) in all {
             let service = match &rule.service {
                 Some(name) => self.bit(name, &rule)?,
@@ -656,6 +644,36 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// What is said of lines that somebody wrote. They are sorted by their text, and one may have become
+/// a rule for each of several hosts.
+fn warnings<'a>(own: impl Iterator<Item = &'a Rule>, denials: &[&Rule]) -> Vec<Warning> {
+    let mut warnings: Vec<Warning> = Vec::new();
+    // Lines, and what denies the rules of each, as long as something denies all.
+    let mut denied: BTreeMap<&Origin, Option<&Origin>> = BTreeMap::new();
+    for rule in own.filter(|rule| !rule.is_ours) {
+        let deny = denials
+            .iter()
+            .filter(|deny| deny.except.is_empty())
+            .find(|deny| deny.line.covers(&rule.line))
+            .map(|deny| &deny.origin);
+        denied.entry(&rule.origin).and_modify(|all| *all = all.and(deny)).or_insert(deny);
+        let hosts = rule.line.hosts.to_string();
+        // Whoever writes `**` means everybody.
+        let is_meant = matches!(hosts.as_str(), "*" | "**");
+        if let Some(suffix) = shared_suffix(&hosts).filter(|_| !is_meant) {
+            let text = format!("anybody can have a host below {suffix}; name the exact host");
+            warnings.push(Warning { rule: rule.origin.clone(), text });
+        }
+    }
+    let denied = denied.into_iter().filter_map(|(rule, deny)| Some((rule, deny?)));
+    warnings.extend(denied.map(|(rule, deny)| Warning {
+        rule: rule.clone(),
+        text: format!("allows nothing, since it is denied by {deny}"),
+    }));
+    warnings.sort();
+    warnings
 }
 
 fn error(rule: &Rule, fault: Fault) -> Error {

@@ -217,6 +217,7 @@ fn a_websocket_needs_a_rule_of_its_own() {
     assert!(!ask.is_allowed(&rules(&["ANY a.com/**"], &[])));
     assert!(!ask.is_allowed(&rules(&["GET a.com/socket"], &[])));
     assert!(ask.is_allowed(&rules(&["ws a.com/socket"], &[])));
+    assert!(Ask { method: "CONNECT", ..ask }.is_allowed(&rules(&["ws a.com/socket"], &[])));
     assert!(!ask.is_allowed(&rules(&["ws a.com/other"], &[])));
     assert!(!allows(&rules(&["ws a.com/socket"], &[]), "GET", "a.com/socket"));
     // A host alone is all that the host has.
@@ -380,7 +381,7 @@ fn an_allowed_line_that_is_denied_wholly_is_a_warning() {
         &["ANY a.com/x/**", "b.com", "git push c.com/o/*"],
     );
     let warned: Vec<&str> = rules.warnings().iter().map(|warning| &*warning.rule.text).collect();
-    assert_eq!(warned, ["git push c.com/o/r refs/heads/x", "GET a.com/x/y", "b.com"]);
+    assert_eq!(warned, ["GET a.com/x/y", "b.com", "git push c.com/o/r refs/heads/x"]);
 }
 
 #[test]

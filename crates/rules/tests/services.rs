@@ -193,3 +193,14 @@ fn a_credential_is_for_exact_hosts() {
     assert!(Catalogue::default().with_file("mine.toml", text).is_err());
     assert_eq!(rules::shared_suffix("*.openai.azure.com"), Some("openai.azure.com"));
 }
+
+#[test]
+fn a_line_for_several_hosts_is_warned_of_when_all_of_it_is_denied() {
+    let warned = |deny: &[&str]| {
+        let own = Layer::service(&service("github"), &lines(&["READ /repos/a"])).unwrap();
+        let deny = Layer::from_lines("--deny", NONE, deny).unwrap();
+        Rules::new(Mode::Allow, vec![own, deny], vec![]).unwrap().warnings().len()
+    };
+    assert_eq!(warned(&["api.github.com"]), 0);
+    assert_eq!(warned(&["*.github.com", "github.com"]), 1);
+}
