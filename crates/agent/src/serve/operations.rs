@@ -51,7 +51,7 @@ impl Server {
                 ErrorCode::NotReady,
                 "the guest has no fresh time and randomness yet: send clock and reseed first",
             )),
-            Network::NAME => self.network(parse(payload)?),
+            Network::NAME => self.network(&parse(payload)?),
             _ if !self.is_settled => {
                 self.sandbox.settle_network()?;
                 self.is_settled = true;
@@ -90,7 +90,7 @@ impl Server {
         }
     }
 
-    fn network(&mut self, request: Network) -> Result<Answer, OpError> {
+    fn network(&mut self, request: &Network) -> Result<Answer, OpError> {
         if self.is_settled && self.network.is_none() {
             let message = "a sandbox gets its network before its first task, and this one has none";
             return Err(OpError::new(ErrorCode::Invalid, message));
