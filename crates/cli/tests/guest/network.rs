@@ -1,13 +1,15 @@
 //! The way out, from inside: what tasks send reaches the host as they meant it, and nothing else
 //! leads anywhere.
 
-use supervisor::Sandbox;
+use supervisor::{Sandbox, SandboxSpec};
 
 use crate::internet::{
     BROKEN, DEAF, ECHO, HASTY, Internet, REFUSED, SECURE, SINK, SOURCE, SOURCE_BYTES, UNKNOWN,
     WHERE, address_of,
 };
-use crate::support::{run, sh, shell, with_network, with_sandbox};
+use crate::support::{
+    block_on, engines_with_process, run, sh, shell, supervisor, with_network, with_sandbox,
+};
 
 /// Runs Python as a task; its output, where it succeeded.
 async fn python(guest: &Sandbox, code: &str) -> String {
@@ -340,4 +342,33 @@ fn more_connections_than_a_sandbox_may_have_wait_their_turn() {
         );
         assert_eq!(python(guest, &code).await, "300\n");
     });
+}
+
+/// A host that starts anew has another authority, and the sandbox goes on.
+#[test]
+fn a_host_that_takes_a_sandbox_up_is_trusted_in_the_place_of_the_one_before() {
+    let runtime = tempfile::tempdir().unwrap();
+    for engine in engines_with_process() {
+        block_on(async {
+            let supervisor = supervisor().with_runtime_directory(runtime.path().join("run"));
+            let network = Some(Internet::new().network());
+            let spec = SandboxSpec { name: Some("kept".into()), keep: true, network, ..engine };
+            let first = supervisor.create(spec, &mut ()).await.unwrap();
+            let curl = "curl -sS https://secure.test/ && env -i PATH=$PATH curl -sS \
+                https://secure.test/ && grep -c 'Added by' /run/sandforge/ca.pem";
+            assert_eq!(sh(&first, curl).await.ok(), "secure\nsecure\n1\n");
+            first.leave();
+
+            let network = Some(Internet::new().network());
+            let second = supervisor.attach_with("kept", network).await.unwrap();
+            assert_eq!(sh(&second, curl).await.ok(), "secure\nsecure\n1\n");
+            drop(second);
+
+            // Nobody takes what its tasks open.
+            let third = supervisor.attach("kept").await.unwrap();
+            assert_ne!(sh(&third, "curl -sS -m 20 http://192.0.2.1/").await.code(), Some(0));
+            drop(third);
+            supervisor.remove("kept").await.unwrap();
+        });
+    }
 }

@@ -22,16 +22,19 @@ pub(crate) fn with_sandbox(mut test: impl AsyncFnMut(&Sandbox)) {
     with_process(test);
 }
 
+/// Small sandboxes of every tier that runs here.
+pub(crate) fn engines_with_process() -> impl Iterator<Item = SandboxSpec> {
+    let process = has_process().then(|| SandboxSpec { cpus: None, ..spec_of(PROCESS) });
+    engines().iter().map(|engine| spec_of(engine)).chain(process)
+}
+
 /// Runs `test` with a fresh sandbox of every tier that has a network.
 pub(crate) fn with_network(mut test: impl AsyncFnMut(&Sandbox, &Internet)) {
-    let process = has_process().then(|| PROCESS.to_owned());
-    for engine in engines().iter().cloned().chain(process) {
-        eprintln!("on engine {engine}");
+    for spec in engines_with_process() {
+        eprintln!("on engine {:?}", spec.engine);
         block_on(async {
             let internet = Internet::new();
-            let cpus = (engine != PROCESS).then_some(1);
-            let network = Some(internet.network());
-            let spec = SandboxSpec { cpus, network, ..spec_of(&engine) };
+            let spec = SandboxSpec { network: Some(internet.network()), ..spec };
             let sandbox = supervisor().create(spec, &mut ()).await.expect("a sandbox");
             test(&sandbox, &internet).await;
             sandbox.destroy().await.expect("its end");
