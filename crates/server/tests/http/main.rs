@@ -7,6 +7,7 @@ mod connections;
 mod files;
 mod provider;
 mod sandboxes;
+mod secrets;
 mod server;
 mod signatures;
 mod streams;
