@@ -78,6 +78,8 @@ pub enum ParameterKind {
     Host {
         /// `amazonaws.com` is for all that end in `.amazonaws.com`.
         below: Vec<String>,
+        /// None of these, whatever else is said: `sts.*.amazonaws.com`.
+        except: Vec<HostPattern>,
     },
     /// A word: letters, digits and `-._~@+`.
     Word,
@@ -111,12 +113,18 @@ impl Parameter {
                     }
                 }
             }
-            ParameterKind::Host { below } => {
+            ParameterKind::Host { below, except } => {
                 let authority = host(&self.name, value)?;
                 let name = authority.host.to_string();
                 let is_below = below.iter().any(|suffix| {
                     name.strip_suffix(suffix.as_str()).is_some_and(|rest| rest.ends_with('.'))
                 });
+                if except
+                    .iter()
+                    .any(|one| one.matches(&Authority { port: one.port, ..authority.clone() }))
+                {
+                    return fault(format!("{value:?} is one that the credential never goes to"));
+                }
                 match below.is_empty() || is_below {
                     true => Ok(()),
                     false => fault(format!("{value:?} is not below {}", below.join(" or "))),
@@ -140,7 +148,7 @@ impl Parameter {
     /// What a service is checked with where the user's own is not known yet.
     fn sample(&self) -> String {
         match &self.kind {
-            ParameterKind::Host { below } => {
+            ParameterKind::Host { below, .. } => {
                 format!("sample.{}", below.first().map_or("example", String::as_str))
             }
             ParameterKind::Label | ParameterKind::Word => "sample".to_owned(),
@@ -232,7 +240,11 @@ impl Definition {
             base_url_env: self.base_urls(values)?,
             placeholder: self.placeholder.clone(),
             inject_hosts: hosts("inject_hosts", &self.inject_hosts, values)?,
-            plain_hosts: self.plain_hosts.iter().map(pattern).collect::<Result<_, _>>()?,
+            plain_hosts: self
+                .plain_hosts
+                .iter()
+                .map(|text| pattern("plain_hosts", text))
+                .collect::<Result<_, _>>()?,
             slots: self
                 .slots
                 .iter()
@@ -486,8 +498,8 @@ pub(crate) fn host(key: &str, text: &str) -> Result<Authority, Fault> {
     }
 }
 
-fn pattern(text: &At<String>) -> Result<HostPattern, Failure> {
-    let fault = |problem: String| (text.span.clone(), wrong("plain_hosts", problem));
+pub(crate) fn pattern(key: &str, text: &At<String>) -> Result<HostPattern, Failure> {
+    let fault = |problem: String| (text.span.clone(), wrong(key, problem));
     let sample: Vec<&str> = text
         .value
         .split('.')

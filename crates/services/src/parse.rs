@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::definition::{
     At, Aws, Definition, Failure, GitDefinition, MAX_ENTRIES, MAX_STRING, Pair, Parameter,
-    ParameterKind,
+    ParameterKind, pattern,
 };
 use crate::error::{Error, Fault};
 use crate::{Charset, Shape, Slot};
@@ -138,30 +138,37 @@ fn parameters(node: &Node<'_>) -> Result<Vec<Parameter>, Failure> {
             return Err((name.span(), fault));
         }
         let fields = table(text, node)?;
-        known(fields, &["about", "kind", "below", "many", "default"])?;
+        known(fields, &["about", "kind", "below", "except", "many", "default"])?;
         let about = fields.get("about").ok_or_else(|| {
             (name.span(), Fault::Missing { key: "about", wanted: "what it is, in a few words" })
         })?;
         let below = optional(fields, "below", strings)?;
+        let except = optional(fields, "except", strings)?;
         let kind = match fields.get("kind") {
             None => "word".to_owned(),
             Some(node) => string("kind", node)?.value,
         };
         let kind = match kind.as_str() {
             "label" => ParameterKind::Label,
-            "host" => {
-                ParameterKind::Host { below: below.iter().map(|one| one.value.clone()).collect() }
-            }
+            "host" => ParameterKind::Host {
+                below: below.iter().map(|one| one.value.clone()).collect(),
+                except: except
+                    .iter()
+                    .map(|one| pattern("except", one))
+                    .collect::<Result<_, _>>()?,
+            },
             "word" => ParameterKind::Word,
             other => {
                 let problem = format!("{other:?} is none of \"label\", \"host\" and \"word\"");
                 return Err(value(fields.get("kind").unwrap_or(node), "kind", problem));
             }
         };
-        if let (Some(first), false) = (below.first(), matches!(kind, ParameterKind::Host { .. })) {
+        if let (Some(first), false) =
+            (below.first().or_else(|| except.first()), matches!(kind, ParameterKind::Host { .. }))
+        {
             let fault = Fault::Value {
                 key: "below".to_owned(),
-                problem: "only a host is below another".to_owned(),
+                problem: "only a host is below another, or not one of others".to_owned(),
             };
             return Err((first.span.clone(), fault));
         }
