@@ -92,3 +92,60 @@ fn a_reader_that_has_gone_is_no_failure() {
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(output.stderr, b"");
 }
+
+#[test]
+fn a_request_is_asked_about_with_method_and_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("policy.toml");
+    std::fs::write(&file, "[network]\ndeny = [\"ANY api.github.com/repos/acme/secrets/**\"]\n")
+        .unwrap();
+    let file = file.to_str().unwrap();
+    let check = |arguments: &[&str]| {
+        let command = ["policy", "check", "--json", "--file", file, "network"];
+        sandforge([&command, arguments].concat())
+    };
+    let allow = ["--allow", "READ api.github.com/repos/**"];
+    let get = |path| [&["GET", path], &allow[..]].concat();
+
+    let output = check(&get("https://api.github.com/repos/acme/web")).exits(0).json();
+    assert_eq!(output["rule"]["text"], json!("READ api.github.com/repos/**"));
+    let output = check(&get("https://api.github.com/repos/acme/secrets/x")).exits(1).json();
+    assert_eq!((&output["rule"]["file"], &output["rule"]["line"]), (&json!(file), &json!(2)));
+    let output = check(&[&["POST", "api.github.com/repos/acme/web/issues"], &allow[..]].concat())
+        .exits(1)
+        .json();
+    assert_eq!(output["remedy"], json!("--allow \"POST api.github.com/repos/acme/web/issues\""));
+
+    // Without rules of a sandbox it is what policy leaves.
+    check(&["DELETE", "https://example.com/x"]).exits(0);
+    let output = check(&["POST", "https://api.github.com/user/repos", "--service", "github"])
+        .exits(1)
+        .json();
+    assert_eq!(output["rule"]["text"], json!("POST /user/repos"));
+    let output = check(&["GET", "https://api.github.com/user", "--service", "github=read-only"])
+        .exits(0)
+        .json();
+    assert!(output["reason"].as_str().unwrap().ends_with("with the credential of github"));
+    check(&["GET", "https://api.github.com/a/../b", "--allow", "READ **"]).exits(2);
+}
+
+#[test]
+fn registries_are_written_down_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::write(home.join(".npmrc"), "registry=https://ann:sesame@npm.example.com/\n").unwrap();
+    let init = |flags: &[&str]| {
+        Call::new([&["policy", "init"], flags].concat())
+            .env("HOME", &home)
+            .env("SANDFORGE_CONFIG_DIR", directory.path().join("config"))
+            .output()
+    };
+    let output = init(&["--json"]).exits(0).json();
+    assert_eq!(output["registries"][0]["url"], json!("https://npm.example.com/"));
+    assert_eq!(output["notes"][0]["from"], json!("~/.npmrc:1"));
+    let written = std::fs::read_to_string(directory.path().join("config/registries.toml")).unwrap();
+    assert!(written.contains("npm.example.com") && !written.contains("sesame"), "{written}");
+    init(&[]).exits(1).says("--force");
+    init(&["--force"]).exits(0);
+}

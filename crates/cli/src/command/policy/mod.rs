@@ -12,6 +12,11 @@ use client::api::{
 };
 use policy::{Host, Kind, Layer, Policy, Request};
 
+mod network;
+mod registries;
+
+use network::NetworkArgs;
+
 use super::create::{self, SpecArgs};
 use crate::connection;
 use crate::failure::Failure;
@@ -29,6 +34,8 @@ Examples:
   sandforge policy check exec -- git push
   sandforge policy check --file policy.toml exec -- git push     without a server
   sandforge policy check --as-role viewer mount ~/.ssh:/keys
+  sandforge policy check network POST https://api.github.com/user/keys --service github
+  sandforge policy init
   sandforge policy show
   sandforge policy reload")]
 pub(crate) struct PolicyArgs {
@@ -41,6 +48,15 @@ enum PolicyCommand {
     /// Say what policy would decide, by which rule, and what would allow it; nothing is done.
     /// Exit status 0 where it is allowed, 1 where it is not
     Check(Box<CheckArgs>),
+    /// Write down the package registries that your own tools use, for network mode fetch
+    Init {
+        /// Write over what is there
+        #[arg(long)]
+        force: bool,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the policy in force
     Show {
         /// Print a JSON object
@@ -97,19 +113,17 @@ enum About {
         #[arg(value_name = "HOST:GUEST[:ro]")]
         mount: OsString,
     },
-    /// To have a network: offline, fetch, allow or open
-    Network {
-        /// Its mode
-        #[arg(value_name = "MODE")]
-        mode: policy::Network,
-    },
+    /// To have a network (offline, fetch, allow or open), or to send a request
+    Network(NetworkArgs),
 }
 
 impl PolicyArgs {
     pub(crate) fn json(&self) -> bool {
         match &self.command {
             PolicyCommand::Check(args) => args.json,
-            PolicyCommand::Show { json } | PolicyCommand::Reload { json } => *json,
+            PolicyCommand::Init { json, .. }
+            | PolicyCommand::Show { json }
+            | PolicyCommand::Reload { json } => *json,
         }
     }
 
@@ -127,6 +141,7 @@ impl PolicyArgs {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         match self.command {
             PolicyCommand::Check(args) => args.run(),
+            PolicyCommand::Init { force, json } => registries::init(force, json),
             PolicyCommand::Show { json } => {
                 let info = connection::ask(async |client| Ok(client.show_policy().await?))?;
                 match json {
@@ -164,9 +179,13 @@ fn layers(info: &PolicyInfo) -> String {
 impl CheckArgs {
     fn run(self) -> Result<u8, Failure> {
         let json = self.json;
-        let decision = match self.file.is_empty() && self.project.is_empty() {
-            true => self.ask()?,
-            false => self.decide()?,
+        let has_files = !self.file.is_empty() || !self.project.is_empty();
+        let decision = match &self.about {
+            About::Network(NetworkArgs { url: Some(url), .. }) => {
+                self.of_request(url, has_files)?
+            }
+            _ if has_files => self.decide()?,
+            _ => self.ask()?,
         };
         match json {
             true => super::print_json(&decision)?,
@@ -195,8 +214,8 @@ impl CheckArgs {
         connection::ask(async |client| Ok(client.check_policy(&check).await?))
     }
 
-    /// Asks the files.
-    fn decide(self) -> Result<PolicyDecision, Failure> {
+    /// Layers of the files.
+    fn layers(&self) -> Result<Vec<Layer>, Failure> {
         let layer = |path: &PathBuf, kind| {
             let text = read(path)?;
             Layer::parse(&path.display().to_string(), &text, kind)
@@ -209,6 +228,28 @@ impl CheckArgs {
         for path in &self.project {
             all.push(layer(path, Kind::Project)?);
         }
+        Ok(all)
+    }
+
+    /// Decides about a request, within what files or the server's policy leave.
+    fn of_request(&self, url: &str, has_files: bool) -> Result<PolicyDecision, Failure> {
+        let About::Network(network) = &self.about else {
+            return Err(Failure::usage("this is no request"));
+        };
+        let (layers, generation) = match has_files {
+            true => (self.layers()?, 0),
+            false => {
+                let info = connection::ask(async |client| Ok(client.show_policy().await?))?;
+                (of_server(&info)?, info.generation)
+            }
+        };
+        let bounds = layers.iter().map(|layer| layer.endpoints().clone()).collect();
+        network.decide(url, bounds, generation)
+    }
+
+    /// Asks the files.
+    fn decide(self) -> Result<PolicyDecision, Failure> {
+        let all = self.layers()?;
         let home = std::env::var_os("HOME").map(PathBuf::from);
         let home = home.and_then(|home| fs::canonicalize(home).ok());
         let host = Host { home, own: Vec::new() };
@@ -233,6 +274,21 @@ impl CheckArgs {
     }
 }
 
+/// The layers of a server, but for those that are built in.
+fn of_server(info: &PolicyInfo) -> Result<Vec<Layer>, Failure> {
+    let mut all = Vec::new();
+    for layer in &info.layers {
+        let kind = match layer.kind {
+            api::LayerKind::BuiltIn => continue,
+            api::LayerKind::Administrator => Kind::Administrator,
+            api::LayerKind::Project => Kind::Project,
+        };
+        let parsed = Layer::parse(&layer.file, &layer.text, kind);
+        all.push(parsed.map_err(|error| Failure::failed(error.to_string()))?);
+    }
+    Ok(all)
+}
+
 fn read(path: &Path) -> Result<String, Failure> {
     let fail = |error: &std::io::Error| {
         Failure::usage(format!("cannot read the policy {path:?}")).because(error)
@@ -252,12 +308,17 @@ fn request(about: About) -> Result<PolicyRequest, Failure> {
             PolicyRequest::Exec(Box::new(remote::exec(task.exec)?))
         }
         About::Mount { mount } => PolicyRequest::Mount(create::mount(&mount)?),
-        About::Network { mode } => PolicyRequest::Network(match mode {
-            policy::Network::Offline => NetworkMode::Offline,
-            policy::Network::Fetch => NetworkMode::Fetch,
-            policy::Network::Allow => NetworkMode::Allow,
-            policy::Network::Open => NetworkMode::Open,
-        }),
+        About::Network(network) => {
+            let mode = network.asked.parse().map_err(|problem: String| {
+                Failure::usage(problem).help("to ask about a request, name its method and its URL")
+            })?;
+            PolicyRequest::Network(match mode {
+                policy::Network::Offline => NetworkMode::Offline,
+                policy::Network::Fetch => NetworkMode::Fetch,
+                policy::Network::Allow => NetworkMode::Allow,
+                policy::Network::Open => NetworkMode::Open,
+            })
+        }
     })
 }
 
