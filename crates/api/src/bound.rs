@@ -152,6 +152,12 @@ text! {
     /// What a person wrote to remember something by.
     Title, 1..=100, "^[^\\x00-\\x1f\\x7f]+$",
         "1 to 100 characters without control characters", "continuous integration";
+    /// A rule about the network.
+    RuleLine, 1..=1024, "^[^\\x00-\\x1f\\x7f]+$",
+        "a rule of 1 to 1024 characters, none of which are control characters", "READ api.github.com/repos/acme/**";
+    /// The name of a service that takes a credential, or of a profile.
+    ServiceName, 1..=64, "^[a-z0-9][a-z0-9._-]*$",
+        "1 to 64 of [a-z0-9._-], the first a letter or a digit", "github";
     /// An image: a name of the store, or a path of the host.
     ImageName, 1..=1024, "^[^\\x00-\\x1f\\x7f]+$",
         "the name of an image or a path, at most 1024 characters", "base";

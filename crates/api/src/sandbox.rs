@@ -10,7 +10,7 @@ use wire::text::Secret;
 
 use crate::bound::{
     self, Cpus, DiskGb, EngineName, Env, GuestPath, HostPath, ImageName, LabelFilter, Labels,
-    MAX_MOUNTS, MemoryMb, Name, Seconds, Workspace, at_most,
+    MAX_MOUNTS, MemoryMb, Name, RuleLine, Seconds, ServiceName, Workspace, at_most,
 };
 use crate::object::objects;
 use crate::operation::UnknownName;
@@ -87,7 +87,7 @@ pub enum WhenIdle {
 
 /// What a sandbox can reach.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
@@ -112,38 +112,31 @@ impl NetworkMode {
             Self::Open => "open",
         }
     }
+}
 
-    fn check(field: &str, mode: Option<Self>) -> Result<(), Problem> {
-        match mode {
-            None | Some(Self::Offline) => Ok(()),
-            Some(other) => Err(Problem::new(
-                Code::Unsupported,
-                format!("network mode `{}` is not available", other.as_str()),
-            )
-            .with_field(field)
-            .with_remedy("use `offline`")),
+/// Most rules of a request, of each kind.
+pub const MAX_RULES: usize = 256;
+/// Most credentials and profiles of a request.
+const MAX_SERVICES: usize = 64;
+
+/// Looks at the lists of a request that are about the network.
+fn check_network(
+    (allow, deny): (&[String], &[String]),
+    (profiles, credentials): (&[String], &[String]),
+) -> Result<(), Problem> {
+    for (field, lines) in [("allow", allow), ("deny", deny)] {
+        at_most(field, lines.len(), MAX_RULES, "rules")?;
+        for (index, line) in lines.iter().enumerate() {
+            RuleLine::check(&format!("{field}[{index}]"), line)?;
         }
     }
-}
-
-/// The modes that can be had: the others are named so that they are refused by their name.
-impl utoipa::PartialSchema for NetworkMode {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-        utoipa::openapi::ObjectBuilder::new()
-            .schema_type(utoipa::openapi::schema::Type::String)
-            .enum_values(Some([Self::Offline.as_str()]))
-            .description(Some(
-                "What a sandbox can reach. `fetch`, `allow` and `open` are refused with the code \
-                 `unsupported`.",
-            ))
-            .into()
+    for (field, names) in [("profiles", profiles), ("credentials", credentials)] {
+        at_most(field, names.len(), MAX_SERVICES, "names")?;
+        for (index, name) in names.iter().enumerate() {
+            ServiceName::check(&format!("{field}[{index}]"), name)?;
+        }
     }
-}
-
-impl ToSchema for NetworkMode {
-    fn name() -> std::borrow::Cow<'static, str> {
-        "NetworkMode".into()
-    }
+    Ok(())
 }
 
 /// A directory or file of the host that is copied in when the sandbox is made.
@@ -206,9 +199,26 @@ pub struct CreateSandbox {
     /// What follows when it was idle for so long.
     #[serde(default)]
     pub on_idle: WhenIdle,
-    /// What it can reach; nothing when absent.
+    /// What it can reach. When absent: nothing, or what the lists that follow allow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
+    /// Rules of what it may reach beside what its mode, its profiles and its credentials bring. A
+    /// rule of a service begins with its name: `@github READ /repos/acme/**`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<bound::RuleLine>, max_items = 256)]
+    pub allow: Vec<String>,
+    /// Rules of what it may not reach, whatever allows it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<bound::RuleLine>, max_items = 256)]
+    pub deny: Vec<String>,
+    /// Named sets of rules and credentials.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<bound::ServiceName>, max_items = 64)]
+    pub profiles: Vec<String>,
+    /// Services whose credentials its requests get outside of it. The sandbox has placeholders.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<bound::ServiceName>, max_items = 64)]
+    pub credentials: Vec<String>,
     /// The environment of its tasks, under their own. Kept in memory only: a sandbox that is
     /// taken up again after the server's restart does not have it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -256,6 +266,10 @@ impl Default for CreateSandbox {
             idle_timeout_sec: None,
             on_idle: WhenIdle::default(),
             network: None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            profiles: Vec::new(),
+            credentials: Vec::new(),
             env: BTreeMap::new(),
             mounts: Vec::new(),
             min_isolation: None,
@@ -264,6 +278,17 @@ impl Default for CreateSandbox {
             workspace: None,
             wait: true,
         }
+    }
+}
+
+impl CreateSandbox {
+    /// The mode of the network that it asks for, also where it only lists what it wants.
+    pub fn network_mode(&self) -> NetworkMode {
+        let lists = [&self.allow, &self.profiles, &self.credentials];
+        self.network.unwrap_or(match lists.iter().all(|list| list.is_empty()) {
+            true => NetworkMode::Offline,
+            false => NetworkMode::Allow,
+        })
     }
 }
 
@@ -281,7 +306,7 @@ impl Validate for CreateSandbox {
         DiskGb::check_some("disk_gb", self.disk_gb)?;
         Seconds::check_some("timeout_sec", self.timeout_sec)?;
         Seconds::check_some("idle_timeout_sec", self.idle_timeout_sec)?;
-        NetworkMode::check("network", self.network)?;
+        check_network((&self.allow, &self.deny), (&self.profiles, &self.credentials))?;
         Env::check("env", &self.env)?;
         at_most("mounts", self.mounts.len(), MAX_MOUNTS, "mounts")?;
         for (index, mount) in self.mounts.iter().enumerate() {
@@ -369,9 +394,17 @@ pub struct UpdateSandbox {
     /// What follows when it was idle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_idle: Option<WhenIdle>,
-    /// What it can reach.
+    /// What it can reach. A sandbox that was made without a network gets none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
+    /// Rules in the place of those that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<bound::RuleLine>>, max_items = 256)]
+    pub allow: Option<Vec<String>>,
+    /// Denials in the place of those that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<bound::RuleLine>>, max_items = 256)]
+    pub deny: Option<Vec<String>>,
 }
 
 impl Validate for UpdateSandbox {
@@ -381,7 +414,8 @@ impl Validate for UpdateSandbox {
         }
         Seconds::check_some("timeout_sec", self.timeout_sec.set().copied())?;
         Seconds::check_some("idle_timeout_sec", self.idle_timeout_sec.set().copied())?;
-        NetworkMode::check("network", self.network)
+        let lines = |lines: &Option<Vec<String>>| lines.clone().unwrap_or_default();
+        check_network((&lines(&self.allow), &lines(&self.deny)), (&[], &[]))
     }
 }
 
@@ -430,6 +464,18 @@ pub struct Sandbox {
     pub on_idle: WhenIdle,
     /// What it can reach.
     pub network: NetworkMode,
+    /// Its rules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// Its denials.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
+    /// Its profiles.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
+    /// The services whose credentials it uses, each with what stands for the credential within it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub credentials: BTreeMap<String, String>,
     /// What was copied in.
     #[serde(default)]
     pub mounts: Vec<Mount>,

@@ -1,0 +1,561 @@
+//! The way out of a sandbox: its rules and credentials put together, its gateway, and what that
+//! writes down.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use api::{AuditDecision, CreateSandbox, NetworkMode, Problem, Sandbox, Timestamp};
+use audit::Entry;
+use egress::{Credential, Decision, Event, Gateway, Journal, Kind, Upstream};
+use rules::{Access, Layer, Rules};
+use serde::Deserialize;
+use services::Service;
+use supervisor::wire::op;
+use supervisor::wire::text::Text;
+use supervisor::{GuestStream, GuestStreams};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+
+use crate::config::Mode;
+use crate::error::chain;
+use crate::ledger::Batch;
+use crate::manager::Manager;
+use crate::record::{self, Tell as _};
+use crate::seat::{Seat, lock};
+use crate::Error;
+
+/// Events that wait to be written. Beyond, nothing more is let through.
+const WAITING: usize = 4096;
+/// Most events of one transaction.
+const TOGETHER: usize = 512;
+/// Most hosts that are remembered as denied.
+const MOST_DENIED: usize = 64;
+
+/// A named set of rules and credentials.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Profile {
+    #[serde(default)]
+    credentials: Vec<String>,
+    #[serde(default)]
+    allow: Vec<String>,
+}
+
+fn profiles() -> &'static BTreeMap<String, Profile> {
+    static PROFILES: OnceLock<BTreeMap<String, Profile>> = OnceLock::new();
+    PROFILES.get_or_init(|| {
+        toml::from_str(include_str!("profiles.toml")).expect("the tests read the profiles")
+    })
+}
+
+/// The names of the profiles that there are.
+pub fn profile_names() -> impl Iterator<Item = &'static str> {
+    profiles().keys().map(String::as_str)
+}
+
+/// Something that a sandbox was denied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    /// The host.
+    pub host: String,
+    /// How often.
+    pub times: u64,
+    /// Why, the last time.
+    pub reason: String,
+    /// What would allow it.
+    pub hint: Option<String>,
+}
+
+/// What is shared by the gateways of all sandboxes.
+pub(crate) struct Network {
+    upstream: OnceLock<Result<Arc<Upstream>, String>>,
+    sender: mpsc::Sender<Written>,
+    receiver: Mutex<Option<mpsc::Receiver<Written>>>,
+}
+
+/// An event, and whose it is.
+struct Written {
+    sandbox: Arc<Sandbox>,
+    event: Event,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        Self { upstream: OnceLock::new(), sender, receiver: Mutex::new(Some(receiver)) }
+    }
+}
+
+/// Writes down what one sandbox does.
+pub(crate) struct Recorder {
+    sandbox: Arc<Sandbox>,
+    sender: mpsc::Sender<Written>,
+    denied: Mutex<BTreeMap<String, Denied>>,
+}
+
+impl Journal for Recorder {
+    fn record(&self, event: Event) {
+        if event.decision == Decision::Denied {
+            self.remember(&event);
+        }
+        // Nothing new is let through while there is no room; see `is_ready`.
+        if self.sender.try_send(Written { sandbox: self.sandbox.clone(), event }).is_err() {
+            tracing::warn!(sandbox = self.sandbox.id, "an event of the network was not written down");
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.sender.capacity() > TOGETHER && !self.sender.is_closed()
+    }
+}
+
+impl Recorder {
+    fn remember(&self, event: &Event) {
+        let mut denied = lock(&self.denied);
+        if denied.len() >= MOST_DENIED && !denied.contains_key(&event.host) {
+            return;
+        }
+        let one = denied.entry(event.host.clone()).or_insert_with(|| Denied {
+            host: event.host.clone(),
+            times: 0,
+            reason: String::new(),
+            hint: None,
+        });
+        // A lookup is followed by what it was for.
+        if event.kind != Kind::Lookup || one.times == 0 {
+            one.times += 1;
+            one.reason = event.reason.clone().unwrap_or_default();
+            one.hint = event.hint.clone().or(one.hint.take());
+        }
+    }
+}
+
+/// A sandbox's gateway, and who writes down what it does.
+#[derive(Clone)]
+pub(crate) struct WayOut {
+    pub(crate) gateway: Gateway,
+    recorder: Arc<Recorder>,
+}
+
+impl fmt::Debug for WayOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WayOut").finish_non_exhaustive()
+    }
+}
+
+impl WayOut {
+    pub(crate) fn denied(&self) -> Vec<Denied> {
+        lock(&self.recorder.denied).values().cloned().collect()
+    }
+}
+
+/// What a guest opens goes to its gateway.
+#[derive(Debug)]
+struct Streams(Gateway);
+
+impl GuestStreams for Streams {
+    fn connect(&self, address: IpAddr, port: u16, stream: GuestStream) {
+        let gateway = self.0.clone();
+        tokio::spawn(async move { gateway.connect(address, port, Box::new(Guest(stream))).await });
+    }
+
+    fn dns(&self, stream: GuestStream) {
+        let gateway = self.0.clone();
+        tokio::spawn(async move { gateway.dns(stream).await });
+    }
+}
+
+/// A connection of a guest, as the gateway takes it.
+struct Guest(GuestStream);
+
+impl egress::GuestStream for Guest {
+    fn refuse(self: Box<Self>, why: String) {
+        self.0.refuse(&op::OpError::new(op::ErrorCode::PermissionDenied, why));
+    }
+}
+
+impl AsyncRead for Guest {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, out)
+    }
+}
+
+impl AsyncWrite for Guest {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+/// A service of a request: its name, and `=read-only` where it is to be read only.
+fn split(credential: &str) -> Result<(&str, Option<Access>), Problem> {
+    match credential.split_once('=') {
+        None => Ok((credential, None)),
+        Some((name, "full")) => Ok((name, Some(Access::Full))),
+        Some((name, "read-only")) => Ok((name, Some(Access::ReadOnly))),
+        Some((_, other)) => Err(Problem::invalid(
+            "credentials",
+            format!("`{other}` is no access; there are `full` and `read-only`"),
+        )),
+    }
+}
+
+/// Lines that begin with `@SERVICE `, without it, by service; and the others.
+fn sorted(lines: &[String]) -> (BTreeMap<String, Vec<String>>, Vec<String>) {
+    let mut of_services: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut others = Vec::new();
+    for line in lines {
+        match line.strip_prefix('@').and_then(|rest| rest.split_once(' ')) {
+            Some((service, rest)) => {
+                of_services.entry(service.to_owned()).or_default().push(rest.trim().to_owned());
+            }
+            None => others.push(line.clone()),
+        }
+    }
+    (of_services, others)
+}
+
+/// What a request or a row says about the network.
+pub(crate) struct Wanted<'a> {
+    pub(crate) mode: NetworkMode,
+    pub(crate) allow: &'a [String],
+    pub(crate) deny: &'a [String],
+    pub(crate) profiles: &'a [String],
+}
+
+impl<'a> Wanted<'a> {
+    pub(crate) fn of(row: &'a Sandbox) -> Self {
+        Self { mode: row.network, allow: &row.allow, deny: &row.deny, profiles: &row.profiles }
+    }
+}
+
+/// A service that a sandbox uses, and how much of it.
+pub(crate) struct Used {
+    pub(crate) service: Arc<Service>,
+    pub(crate) access: Option<Access>,
+}
+
+impl Manager {
+    /// The services of a request, with those of its profiles.
+    pub(crate) fn services_of(&self, request: &CreateSandbox) -> Result<Vec<String>, Error> {
+        let mut names = request.credentials.clone();
+        for name in &request.profiles {
+            let profile = profiles().get(name).ok_or_else(|| {
+                let known: Vec<&str> = profile_names().collect();
+                Problem::invalid("profiles", format!("there is no profile `{name}`"))
+                    .with_remedy(format!("there are: {}", known.join(", ")))
+            })?;
+            for credential in &profile.credentials {
+                if !names.iter().any(|given| given.split('=').next() == Some(credential)) {
+                    names.push(credential.clone());
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    /// The rules of a sandbox.
+    ///
+    /// # Errors
+    /// `Refused` where a line or a combination of them is wrong.
+    pub(crate) fn rules(&self, wanted: &Wanted<'_>, used: &[Used]) -> Result<Rules, Error> {
+        let wrong = |field: &str, error: rules::Error| {
+            Error::from(Problem::invalid(field, error.to_string()))
+        };
+        let mode = match wanted.mode {
+            NetworkMode::Offline => return Ok(Rules::offline()),
+            NetworkMode::Fetch => rules::Mode::Fetch,
+            NetworkMode::Allow => rules::Mode::Allow,
+            NetworkMode::Open => rules::Mode::Open,
+        };
+        let (allow_of, allow) = sorted(wanted.allow);
+        let (deny_of, deny) = sorted(wanted.deny);
+        let mut own = vec![
+            Layer::from_lines("the sandbox's rules", &allow, &deny)
+                .map_err(|error| wrong("allow", error))?,
+        ];
+        for name in allow_of.keys().chain(deny_of.keys()) {
+            if !used.iter().any(|one| one.service.name == *name) {
+                let problem = format!("`@{name}` needs the credential `{name}`");
+                return Err(Problem::invalid("allow", problem).into());
+            }
+        }
+        for Used { service, access } in used {
+            let lines = |of: &BTreeMap<String, Vec<String>>| of.get(&service.name).cloned();
+            let access = match (lines(&allow_of), lines(&deny_of), access) {
+                (None, None, access) => access.clone().unwrap_or(Access::Full),
+                (allow, deny, _) => Access::Lines {
+                    allow: allow.unwrap_or_default(),
+                    deny: deny.unwrap_or_default(),
+                },
+            };
+            own.push(Layer::service(service, &access).map_err(|error| wrong("credentials", error))?);
+        }
+        for name in wanted.profiles {
+            if let Some(profile) = profiles().get(name) {
+                let source = format!("profile {name}");
+                own.push(
+                    Layer::from_lines(&source, &profile.allow, &[] as &[&str])
+                        .map_err(|error| wrong("profiles", error))?,
+                );
+            }
+        }
+        if mode == rules::Mode::Fetch {
+            own.push(Layer::fetch(&self.registries()));
+        }
+        let bounds = self.bounds().map_err(|error| wrong("network", error))?;
+        Rules::new(mode, own, bounds).map_err(|error| wrong("allow", error))
+    }
+
+    /// Fetches the credentials of a sandbox.
+    pub(crate) async fn credentials(
+        &self,
+        workspace: &str,
+        sandbox: Option<&str>,
+        names: Vec<String>,
+    ) -> Result<Vec<(secrets::Found, Option<Access>)>, Error> {
+        let (store, catalogue) = (self.secrets.clone(), self.config.catalogue.clone());
+        let (workspace, sandbox) = (workspace.to_owned(), sandbox.map(str::to_owned));
+        // A daemon's own variables are nobody's credentials.
+        let has_environment = self.config.mode == Mode::Embedded;
+        let finding = tokio::task::spawn_blocking(move || {
+            let environment = |name: &str| std::env::var_os(name).filter(|_| has_environment);
+            let find = |given: &String| {
+                let (name, access) = split(given)?;
+                let found = store
+                    .find(&catalogue, &workspace, sandbox.as_deref(), name, &environment)
+                    .map_err(|error| Problem::invalid("credentials", chain(&error)))?;
+                found.map(|found| (found, access)).ok_or_else(|| {
+                    Problem::invalid("credentials", format!("there is no credential for `{name}`"))
+                        .with_remedy(format!("sandforge secret set -g {name}"))
+                })
+            };
+            names.iter().map(find).collect::<Result<Vec<_>, Problem>>()
+        });
+        let found = finding.await.map_err(|error| Error::Internal(error.to_string()))?;
+        Ok(found?)
+    }
+
+    /// Fills in what a new row says of the network: checks its rules, and gives each credential a
+    /// placeholder.
+    pub(crate) async fn settle_network(
+        &self,
+        request: &CreateSandbox,
+        row: &mut Sandbox,
+    ) -> Result<(), Error> {
+        let names = self.services_of(request)?;
+        if row.network == NetworkMode::Offline {
+            let is_asked = !names.is_empty() || !request.allow.is_empty();
+            return match is_asked {
+                true => Err(Problem::invalid("network", "is `offline`, with rules or credentials")
+                    .with_remedy("leave it out, or use `allow`")
+                    .into()),
+                false => Ok(()),
+            };
+        }
+        let found = self.credentials(&row.workspace, None, names).await?;
+        for (found, _) in &found {
+            let mut random = [0; 32];
+            getrandom::fill(&mut random).map_err(|error| Error::Internal(error.to_string()))?;
+            let length = found.secret.expose().len();
+            let placeholder = found.service.placeholder(Some(length), &random);
+            row.credentials.insert(found.service.name.clone(), placeholder);
+        }
+        let used: Vec<Used> = found
+            .into_iter()
+            .map(|(found, access)| Used { service: found.service, access })
+            .collect();
+        self.rules(&Wanted::of(row), &used).map(drop)
+    }
+
+    /// The gateway of a sandbox that is to have a network, and what its guest is told.
+    pub(crate) async fn way_out(
+        &self,
+        row: &Arc<Sandbox>,
+    ) -> Result<Option<(WayOut, supervisor::Network)>, Error> {
+        if row.network == NetworkMode::Offline {
+            return Ok(None);
+        }
+        let names = row.credentials.keys().cloned().collect();
+        let found = self.credentials(&row.workspace, Some(&row.id), names).await?;
+        let used: Vec<Used> = found
+            .iter()
+            .map(|(found, access)| Used { service: found.service.clone(), access: access.clone() })
+            .collect();
+        let rules = self.rules(&Wanted::of(row), &used)?;
+        let given: Vec<services::Given<'_>> = found
+            .iter()
+            .map(|(found, _)| services::Given {
+                service: &found.service,
+                placeholder: &row.credentials[&found.service.name],
+                gateway: None,
+            })
+            .collect();
+        let environment = services::environment(&given);
+        let credentials = found
+            .into_iter()
+            .map(|(found, _)| Credential {
+                placeholder: row.credentials[&found.service.name].clone(),
+                service: found.service,
+                secret: found.secret,
+            })
+            .collect();
+        let recorder = Arc::new(Recorder {
+            sandbox: row.clone(),
+            sender: self.network.sender.clone(),
+            denied: Mutex::default(),
+        });
+        let failed = |error: egress::Error| Error::Internal(chain(&error));
+        let gateway = Gateway::new(egress::Config {
+            sandbox: row.id.clone(),
+            rules,
+            credentials,
+            journal: recorder.clone(),
+            upstream: self.upstream()?,
+        })
+        .map_err(failed)?;
+        let text = |text: String| Text::new(text).map_err(|_| Error::Internal("a NUL".into()));
+        let env = environment
+            .into_iter()
+            .map(|(name, value)| Ok((text(name)?, text(value)?)))
+            .collect::<Result<_, Error>>()?;
+        let operation = op::Network { trust: Some(gateway.authority_pem().to_owned()), env };
+        let network =
+            supervisor::Network { streams: Arc::new(Streams(gateway.clone())), operation };
+        Ok(Some((WayOut { gateway, recorder }, network)))
+    }
+
+    /// Other rules for a sandbox that runs.
+    pub(crate) async fn change_rules(&self, seat: &Seat, row: &Sandbox) -> Result<(), Error> {
+        let Some(way) = lock(&seat.way_out).clone() else { return Ok(()) };
+        let names = row.credentials.keys().cloned().collect();
+        let found = self.credentials(&row.workspace, Some(&row.id), names).await?;
+        let used: Vec<Used> = found
+            .into_iter()
+            .map(|(found, access)| Used { service: found.service, access })
+            .collect();
+        way.gateway.set_rules(self.rules(&Wanted::of(row), &used)?);
+        Ok(())
+    }
+
+    fn upstream(&self) -> Result<Arc<Upstream>, Error> {
+        let made = self.network.upstream.get_or_init(|| {
+            Upstream::new(self.config.upstream.clone()).map(Arc::new).map_err(|error| chain(&error))
+        });
+        made.clone().map_err(Error::Internal)
+    }
+
+    /// Writes events down as they come, many in one transaction, until it closes.
+    pub(crate) fn spawn_network(&self) {
+        let Some(mut receiver) = lock(&self.network.receiver).take() else { return };
+        let manager = self.arc();
+        self.tasks.spawn(async move {
+            let mut events = Vec::new();
+            loop {
+                let count = tokio::select! {
+                    count = receiver.recv_many(&mut events, TOGETHER) => count,
+                    () = manager.closed() => {
+                        receiver.close();
+                        receiver.recv_many(&mut events, WAITING).await
+                    }
+                };
+                if count == 0 {
+                    return;
+                }
+                manager.write_down(std::mem::take(&mut events)).await;
+            }
+        });
+    }
+
+    async fn write_down(&self, written: Vec<Written>) {
+        let mut batch = Batch::default();
+        batch.entries.extend(written.iter().map(entry));
+        while let Err(error) = self.ledger.commit(batch.clone()).await {
+            // The queue fills meanwhile, and then nothing more is let through.
+            tracing::error!(error = chain(&error), "events of the network cannot be written down");
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                () = self.closed() => return,
+            }
+        }
+    }
+}
+
+/// The record of an event.
+fn entry(written: &Written) -> Entry {
+    let Written { sandbox, event } = written;
+    let operation = match event.kind {
+        Kind::Lookup => "egress_lookup",
+        Kind::Connection => "egress_connection",
+        Kind::Request => "egress_request",
+    };
+    let outcome = match event.decision {
+        Decision::Allowed => "allowed",
+        Decision::Denied => "denied",
+        Decision::Failed => "failed",
+    };
+    let mut entry = record::own(operation).about(sandbox).with_outcome(outcome);
+    entry.actor = sandbox.id.clone();
+    entry.at = Timestamp::from(event.at);
+    entry.rule = event.rule.clone();
+    entry.generation = Some(event.generation);
+    if event.decision == Decision::Denied {
+        entry.decision = AuditDecision::Denied;
+    }
+    if let Ok(serde_json::Value::Object(details)) = serde_json::to_value(event) {
+        for (name, value) in details {
+            if !matches!(name.as_str(), "kind" | "decision" | "rule" | "generation") {
+                entry = entry.with_detail(name, value);
+            }
+        }
+    }
+    entry
+}
+
+/// Names that hosts are found at; see [`egress::Options`].
+pub type Pins = HashMap<canonical::Name, std::net::SocketAddr>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_profile_is_made_of_services_and_rules_that_there_are() {
+        let catalogue = services::Catalogue::built_in();
+        for (name, profile) in profiles() {
+            for credential in &profile.credentials {
+                catalogue.get(credential).unwrap();
+            }
+            Layer::from_lines(name, &profile.allow, &[] as &[&str]).unwrap();
+        }
+    }
+
+    #[test]
+    fn lines_of_services_are_told_from_others() {
+        let lines = ["@github READ /repos/**", "example.com", "@github git fetch acme/*"];
+        let (of, others) = sorted(&lines.map(str::to_owned));
+        assert_eq!(of["github"], ["READ /repos/**", "git fetch acme/*"]);
+        assert_eq!(others, ["example.com"]);
+    }
+}
