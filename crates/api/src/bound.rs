@@ -155,9 +155,12 @@ text! {
     /// A rule about the network.
     RuleLine, 1..=1024, "^[^\\x00-\\x1f\\x7f]+$",
         "a rule of 1 to 1024 characters, none of which are control characters", "READ api.github.com/repos/acme/**";
-    /// The name of a service that takes a credential, or of a profile.
-    ServiceName, 1..=64, "^[a-z0-9][a-z0-9._-]*$",
-        "1 to 64 of [a-z0-9._-], the first a letter or a digit", "github";
+    /// The name of a profile.
+    ProfileName, 1..=64, "^[a-z0-9][a-z0-9._-]*$",
+        "1 to 64 of [a-z0-9._-], the first a letter or a digit", "claude-code";
+    /// A service whose credential is used, all of it or to read only.
+    CredentialUse, 1..=80, "^[a-z0-9][a-z0-9._-]*(=(full|read-only))?$",
+        "the name of a service, with `=read-only` where it is not to be used in full", "github=read-only";
     /// An image: a name of the store, or a path of the host.
     ImageName, 1..=1024, "^[^\\x00-\\x1f\\x7f]+$",
         "the name of an image or a path, at most 1024 characters", "base";

@@ -9,8 +9,8 @@ use utoipa::{IntoParams, ToSchema};
 use wire::text::Secret;
 
 use crate::bound::{
-    self, Cpus, DiskGb, EngineName, Env, GuestPath, HostPath, ImageName, LabelFilter, Labels,
-    MAX_MOUNTS, MemoryMb, Name, RuleLine, Seconds, ServiceName, Workspace, at_most,
+    self, Cpus, CredentialUse, DiskGb, EngineName, Env, GuestPath, HostPath, ImageName, LabelFilter, Labels,
+    MAX_MOUNTS, MemoryMb, Name, ProfileName, RuleLine, Seconds, Workspace, at_most,
 };
 use crate::object::objects;
 use crate::operation::UnknownName;
@@ -114,6 +114,16 @@ impl NetworkMode {
     }
 }
 
+/// A credential that a sandbox uses and never sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SandboxCredential {
+    /// What stands for it within the sandbox.
+    pub placeholder: String,
+    /// Only what the service calls reading may be done with it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
 /// Most rules of a request, of each kind.
 pub const MAX_RULES: usize = 256;
 /// Most credentials and profiles of a request.
@@ -130,11 +140,13 @@ fn check_network(
             RuleLine::check(&format!("{field}[{index}]"), line)?;
         }
     }
-    for (field, names) in [("profiles", profiles), ("credentials", credentials)] {
-        at_most(field, names.len(), MAX_SERVICES, "names")?;
-        for (index, name) in names.iter().enumerate() {
-            ServiceName::check(&format!("{field}[{index}]"), name)?;
-        }
+    at_most("profiles", profiles.len(), MAX_SERVICES, "names")?;
+    for (index, name) in profiles.iter().enumerate() {
+        ProfileName::check(&format!("profiles[{index}]"), name)?;
+    }
+    at_most("credentials", credentials.len(), MAX_SERVICES, "names")?;
+    for (index, name) in credentials.iter().enumerate() {
+        CredentialUse::check(&format!("credentials[{index}]"), name)?;
     }
     Ok(())
 }
@@ -213,11 +225,12 @@ pub struct CreateSandbox {
     pub deny: Vec<String>,
     /// Named sets of rules and credentials.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<bound::ServiceName>, max_items = 64)]
+    #[schema(value_type = Vec<bound::ProfileName>, max_items = 64)]
     pub profiles: Vec<String>,
-    /// Services whose credentials its requests get outside of it. The sandbox has placeholders.
+    /// Services whose credentials its requests get outside of it, `=read-only` where they are not to
+    /// be used in full. The sandbox has placeholders.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<bound::ServiceName>, max_items = 64)]
+    #[schema(value_type = Vec<bound::CredentialUse>, max_items = 64)]
     pub credentials: Vec<String>,
     /// The environment of its tasks, under their own. Kept in memory only: a sandbox that is
     /// taken up again after the server's restart does not have it.
@@ -475,7 +488,7 @@ pub struct Sandbox {
     pub profiles: Vec<String>,
     /// The services whose credentials it uses, each with what stands for the credential within it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub credentials: BTreeMap<String, String>,
+    pub credentials: BTreeMap<String, SandboxCredential>,
     /// What was copied in.
     #[serde(default)]
     pub mounts: Vec<Mount>,

@@ -21,6 +21,7 @@ mod manager;
 mod may;
 pub mod metrics;
 mod mount;
+mod network;
 mod observe;
 pub mod paths;
 mod queue;
@@ -42,6 +43,7 @@ pub use exec::Feed;
 pub use files::{Download, Upload, Watch};
 pub use idempotency::{Guard, Idempotent, Stored};
 pub use manager::Manager;
+pub use network::{Denied, profile_names};
 pub use run::{Run, RunMount, RunRequest};
 pub use task::{Output, Stdin, Stream, Task};
 

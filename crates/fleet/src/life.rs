@@ -152,6 +152,7 @@ impl Manager {
             engine: row.engine.clone(),
             min_isolation: crate::rules::least(&row),
             keep: true,
+            network: self.give_way_out(seat, &row).await?,
             ..SandboxSpec::default()
         };
         let mut notices = Notices(seat);

@@ -1,16 +1,20 @@
 //! The way out of a sandbox: its rules and credentials put together, its gateway, and what that
 //! writes down.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use api::{AuditDecision, CreateSandbox, NetworkMode, Problem, Sandbox, Timestamp};
+use access::Caller;
+use api::{
+    AuditDecision, CreateSandbox, NetworkMode, Problem, Sandbox, SandboxCredential, Timestamp,
+    UpdateSandbox,
+};
 use audit::Entry;
 use egress::{Credential, Decision, Event, Gateway, Journal, Kind, Upstream};
 use rules::{Access, Layer, Rules};
@@ -26,6 +30,7 @@ use crate::config::Mode;
 use crate::error::chain;
 use crate::ledger::Batch;
 use crate::manager::Manager;
+use crate::mount::Mounted;
 use crate::record::{self, Tell as _};
 use crate::seat::{Seat, lock};
 use crate::Error;
@@ -75,6 +80,7 @@ pub struct Denied {
 /// What is shared by the gateways of all sandboxes.
 pub(crate) struct Network {
     upstream: OnceLock<Result<Arc<Upstream>, String>>,
+    registries: OnceLock<Vec<rules::Registry>>,
     sender: mpsc::Sender<Written>,
     receiver: Mutex<Option<mpsc::Receiver<Written>>>,
 }
@@ -88,7 +94,7 @@ struct Written {
 impl Default for Network {
     fn default() -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        Self { upstream: OnceLock::new(), sender, receiver: Mutex::new(Some(receiver)) }
+        Self { upstream: OnceLock::new(), registries: OnceLock::new(), sender, receiver: Mutex::new(Some(receiver)) }
     }
 }
 
@@ -250,10 +256,20 @@ impl<'a> Wanted<'a> {
     }
 }
 
+/// A credential, and how much of its service it is for.
+type Given = (secrets::Found, Option<Access>);
+
 /// A service that a sandbox uses, and how much of it.
 pub(crate) struct Used {
-    pub(crate) service: Arc<Service>,
-    pub(crate) access: Option<Access>,
+    service: Arc<Service>,
+    access: Option<Access>,
+}
+
+fn used(given: &[Given]) -> Vec<Used> {
+    given
+        .iter()
+        .map(|(found, access)| Used { service: found.service.clone(), access: access.clone() })
+        .collect()
 }
 
 impl Manager {
@@ -334,7 +350,7 @@ impl Manager {
         workspace: &str,
         sandbox: Option<&str>,
         names: Vec<String>,
-    ) -> Result<Vec<(secrets::Found, Option<Access>)>, Error> {
+    ) -> Result<Vec<Given>, Error> {
         let (store, catalogue) = (self.secrets.clone(), self.config.catalogue.clone());
         let (workspace, sandbox) = (workspace.to_owned(), sandbox.map(str::to_owned));
         // A daemon's own variables are nobody's credentials.
@@ -357,36 +373,70 @@ impl Manager {
         Ok(found?)
     }
 
-    /// Fills in what a new row says of the network: checks its rules, and gives each credential a
-    /// placeholder.
-    pub(crate) async fn settle_network(
+    /// What a new sandbox uses and never sees, each with a placeholder of its own. Its rules are
+    /// checked. A request that policy denies gets none: nothing is fetched for it.
+    pub(crate) async fn settle(
         &self,
+        caller: &Caller,
+        workspace: &str,
         request: &CreateSandbox,
-        row: &mut Sandbox,
-    ) -> Result<(), Error> {
+        mounts: &[Mounted],
+    ) -> Result<BTreeMap<String, SandboxCredential>, Error> {
         let names = self.services_of(request)?;
-        if row.network == NetworkMode::Offline {
+        let mode = request.network_mode();
+        if mode == NetworkMode::Offline {
             let is_asked = !names.is_empty() || !request.allow.is_empty();
             return match is_asked {
                 true => Err(Problem::invalid("network", "is `offline`, with rules or credentials")
                     .with_remedy("leave it out, or use `allow`")
                     .into()),
-                false => Ok(()),
+                false => Ok(BTreeMap::new()),
             };
         }
-        let found = self.credentials(&row.workspace, None, names).await?;
-        for (found, _) in &found {
+        let who = crate::rules::subject(caller, workspace);
+        let question = self.question(who, request, mounts, self.count_of(workspace))?;
+        if !self.policy.load().decide(&policy::Request::Create(question)).allowed {
+            return Ok(BTreeMap::new());
+        }
+        let found = self.credentials(workspace, None, names).await?;
+        let mut credentials = BTreeMap::new();
+        for (found, access) in &found {
             let mut random = [0; 32];
             getrandom::fill(&mut random).map_err(|error| Error::Internal(error.to_string()))?;
             let length = found.secret.expose().len();
             let placeholder = found.service.placeholder(Some(length), &random);
-            row.credentials.insert(found.service.name.clone(), placeholder);
+            let read_only = *access == Some(Access::ReadOnly);
+            let credential = SandboxCredential { placeholder, read_only };
+            credentials.insert(found.service.name.clone(), credential);
         }
-        let used: Vec<Used> = found
-            .into_iter()
-            .map(|(found, access)| Used { service: found.service, access })
-            .collect();
-        self.rules(&Wanted::of(row), &used).map(drop)
+        let CreateSandbox { allow, deny, profiles, .. } = request;
+        self.rules(&Wanted { mode, allow, deny, profiles }, &used(&found))?;
+        Ok(credentials)
+    }
+
+    /// Whether a change of the network makes sense.
+    pub(crate) async fn check_change(
+        &self,
+        row: &Sandbox,
+        change: &UpdateSandbox,
+    ) -> Result<(), Error> {
+        let next = crate::rules::changed(row, change.clone());
+        if row.network == NetworkMode::Offline && next.network != NetworkMode::Offline {
+            let problem = "cannot become another where it was made `offline`";
+            return Err(Problem::invalid("network", problem).with_remedy("make another").into());
+        }
+        let found = self.credentials_of(&next).await?;
+        self.rules(&Wanted::of(&next), &used(&found)).map(drop)
+    }
+
+    async fn credentials_of(&self, row: &Sandbox) -> Result<Vec<Given>, Error> {
+        let use_of = |(name, credential): (&String, &SandboxCredential)| match credential.read_only
+        {
+            true => format!("{name}=read-only"),
+            false => name.clone(),
+        };
+        let names = row.credentials.iter().map(use_of).collect();
+        self.credentials(&row.workspace, Some(&row.id), names).await
     }
 
     /// The gateway of a sandbox that is to have a network, and what its guest is told.
@@ -397,18 +447,13 @@ impl Manager {
         if row.network == NetworkMode::Offline {
             return Ok(None);
         }
-        let names = row.credentials.keys().cloned().collect();
-        let found = self.credentials(&row.workspace, Some(&row.id), names).await?;
-        let used: Vec<Used> = found
-            .iter()
-            .map(|(found, access)| Used { service: found.service.clone(), access: access.clone() })
-            .collect();
-        let rules = self.rules(&Wanted::of(row), &used)?;
+        let found = self.credentials_of(row).await?;
+        let rules = self.rules(&Wanted::of(row), &used(&found))?;
         let given: Vec<services::Given<'_>> = found
             .iter()
             .map(|(found, _)| services::Given {
                 service: &found.service,
-                placeholder: &row.credentials[&found.service.name],
+                placeholder: &row.credentials[&found.service.name].placeholder,
                 gateway: None,
             })
             .collect();
@@ -416,7 +461,7 @@ impl Manager {
         let credentials = found
             .into_iter()
             .map(|(found, _)| Credential {
-                placeholder: row.credentials[&found.service.name].clone(),
+                placeholder: row.credentials[&found.service.name].placeholder.clone(),
                 service: found.service,
                 secret: found.secret,
             })
@@ -446,17 +491,37 @@ impl Manager {
         Ok(Some((WayOut { gateway, recorder }, network)))
     }
 
+    /// The same, kept with the sandbox.
+    pub(crate) async fn give_way_out(
+        &self,
+        seat: &Seat,
+        row: &Arc<Sandbox>,
+    ) -> Result<Option<supervisor::Network>, Error> {
+        let (way_out, network) = self.way_out(row).await?.unzip();
+        *lock(&seat.way_out) = way_out;
+        Ok(network)
+    }
+
     /// Other rules for a sandbox that runs.
     pub(crate) async fn change_rules(&self, seat: &Seat, row: &Sandbox) -> Result<(), Error> {
         let Some(way) = lock(&seat.way_out).clone() else { return Ok(()) };
-        let names = row.credentials.keys().cloned().collect();
-        let found = self.credentials(&row.workspace, Some(&row.id), names).await?;
-        let used: Vec<Used> = found
-            .into_iter()
-            .map(|(found, access)| Used { service: found.service, access })
-            .collect();
-        way.gateway.set_rules(self.rules(&Wanted::of(row), &used)?);
+        let found = self.credentials_of(row).await?;
+        way.gateway.set_rules(self.rules(&Wanted::of(row), &used(&found))?);
         Ok(())
+    }
+
+    /// What narrows every sandbox: the rules of the administrator and of the project.
+    fn bounds(&self) -> Result<Vec<Layer>, rules::Error> {
+        let lines = self.policy.load().network_rules();
+        lines
+            .into_iter()
+            .map(|bound| Layer::from_lines(&bound.source, &bound.allow, &bound.deny))
+            .collect()
+    }
+
+    /// The registries of `fetch`: what was found of the user's own tools.
+    fn registries(&self) -> Vec<rules::Registry> {
+        self.network.registries.get_or_init(|| (self.config.registries)()).clone()
     }
 
     fn upstream(&self) -> Result<Arc<Upstream>, Error> {
@@ -489,9 +554,12 @@ impl Manager {
     }
 
     async fn write_down(&self, written: Vec<Written>) {
-        let mut batch = Batch::default();
-        batch.entries.extend(written.iter().map(entry));
-        while let Err(error) = self.ledger.commit(batch.clone()).await {
+        let batch = || {
+            let mut batch = Batch::default();
+            batch.entries.extend(written.iter().map(entry));
+            batch
+        };
+        while let Err(error) = self.ledger.commit(batch()).await {
             // The queue fills meanwhile, and then nothing more is let through.
             tracing::error!(error = chain(&error), "events of the network cannot be written down");
             tokio::select! {
@@ -517,7 +585,8 @@ fn entry(written: &Written) -> Entry {
     };
     let mut entry = record::own(operation).about(sandbox).with_outcome(outcome);
     entry.actor = sandbox.id.clone();
-    entry.at = Timestamp::from(event.at);
+    let since = event.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    entry.at = Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
     entry.rule = event.rule.clone();
     entry.generation = Some(event.generation);
     if event.decision == Decision::Denied {
@@ -532,9 +601,6 @@ fn entry(written: &Written) -> Entry {
     }
     entry
 }
-
-/// Names that hosts are found at; see [`egress::Options`].
-pub type Pins = HashMap<canonical::Name, std::net::SocketAddr>;
 
 #[cfg(test)]
 mod tests {

@@ -92,7 +92,14 @@ impl Manager {
 
     /// Attaches to the machine of a row that should have one, and to the tasks in it.
     async fn attach_again(&self, seat: &Arc<Seat>) -> Result<(), Error> {
-        match self.supervisor.attach(seat.id()).await {
+        let attached = match self.give_way_out(seat, &seat.row()).await {
+            Ok(network) => self.supervisor.attach_with(seat.id(), network).await,
+            Err(error) => {
+                let words = chain(&error);
+                return self.lose(seat, &format!("its network cannot be had again: {words}")).await;
+            }
+        };
+        match attached {
             Ok(sandbox) => {
                 let running = seat.set_machine(sandbox);
                 self.take_up_tasks(seat, &running.guest).await

@@ -225,7 +225,7 @@ impl Manager {
             timeout_sec: request.timeout_sec,
             image,
             mounts: mounts.iter().map(Mounted::request).collect(),
-            network: network(request.network.unwrap_or_default()),
+            network: network(request.network_mode()),
             env_names: request.env.keys().cloned().collect(),
             min_isolation: request.min_isolation.map(policy_isolation),
             isolation: tier.map(policy_isolation),
@@ -278,7 +278,8 @@ impl Manager {
         row: &Sandbox,
         change: &UpdateSandbox,
     ) -> Option<Request> {
-        let asks = change.network.is_some() || !change.timeout_sec.is_keep();
+        let about_network = change.network.is_some() || change.allow.is_some();
+        let asks = about_network || !change.timeout_sec.is_keep();
         asks.then(|| {
             let next = changed(row, change.clone());
             self.question_of_start(caller, &next, &[])
@@ -314,7 +315,11 @@ pub(crate) fn row(
         on_timeout: request.on_timeout,
         idle_timeout_sec: request.idle_timeout_sec,
         on_idle: request.on_idle,
-        network: request.network.unwrap_or_default(),
+        network: request.network_mode(),
+        allow: request.allow.clone(),
+        deny: request.deny.clone(),
+        profiles: request.profiles.clone(),
+        credentials: Default::default(),
         mounts: request.mounts.clone(),
         env_names: question.env_names.clone(),
         labels: request.labels.clone(),
@@ -361,6 +366,8 @@ pub(crate) fn changed(row: &Sandbox, change: UpdateSandbox) -> Sandbox {
     next.on_timeout = change.on_timeout.unwrap_or(row.on_timeout);
     next.on_idle = change.on_idle.unwrap_or(row.on_idle);
     next.network = change.network.unwrap_or(row.network);
+    next.allow = change.allow.unwrap_or_else(|| row.allow.clone());
+    next.deny = change.deny.unwrap_or_else(|| row.deny.clone());
     next
 }
 

@@ -117,7 +117,9 @@ impl Manager {
             return Err(self.deny(entry, &workspace, None, &of_exec).await?);
         }
         let id = supervisor::generate_id()?;
-        let row = rules::row(&id, caller, &create, &question, &decision);
+        let credentials = self.settle(caller, &workspace, &create, &mounts).await?;
+        let mut row = rules::row(&id, caller, &create, &question, &decision);
+        row.credentials = credentials;
         let reference = rules::reference(&decision);
         let entry = entry.about(&row).decided(&reference, AuditDecision::Allowed, "accepted");
         let mut batch = Batch::entry(entry);
@@ -139,7 +141,13 @@ impl Manager {
             min_isolation: rules::least(&row),
             keep,
             console,
-            network: None,
+            network: match self.give_way_out(&seat, &seat.row()).await {
+                Ok(network) => network,
+                Err(error) => {
+                    self.run_failed(&seat, &error).await?;
+                    return Err(error);
+                }
+            },
         };
         let begun = Instant::now();
         let sandbox = match self.supervisor.create(spec, observer).await {

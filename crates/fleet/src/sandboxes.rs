@@ -97,6 +97,7 @@ impl Manager {
         };
         let mounts = resolve(request.mounts.clone()).await?;
         let id = supervisor::generate_id()?;
+        let credentials = self.settle(caller, &workspace, &request, &mounts).await?;
         // One at a time, so that two do not share the last place.
         let deciding = self.deciding.lock().await;
         let taken = self.all();
@@ -117,7 +118,8 @@ impl Manager {
         }
         let ticket = self.queue.enter().map_err(|_| full("the queue of sandboxes is full"))?;
         let policy = rules::reference(&decision);
-        let row = rules::row(&id, caller, &request, &question, &decision);
+        let mut row = rules::row(&id, caller, &request, &question, &decision);
+        row.credentials = credentials;
         let mut batch =
             Batch::entry(entry.about(&row).decided(&policy, AuditDecision::Allowed, "accepted"));
         batch.about(
@@ -215,6 +217,11 @@ impl Manager {
                 return Err(self.deny(entry, &workspace, Some(&present.id), &decision).await?);
             }
         }
+        let is_about_network =
+            change.network.is_some() || change.allow.is_some() || change.deny.is_some();
+        if is_about_network {
+            self.check_change(&present, &change).await?;
+        }
         let moved = self
             .change(&seat, |row, batch| {
                 let fits = if_match.is_none_or(|version| version == row.version);
@@ -230,7 +237,12 @@ impl Manager {
             })
             .await?;
         match moved {
-            Ok(row) => Ok(Sandbox::clone(&row)),
+            Ok(row) => {
+                if is_about_network {
+                    self.change_rules(&seat, &row).await?;
+                }
+                Ok(Sandbox::clone(&row))
+            }
             Err(row) if if_match.is_some_and(|version| version != row.version) => {
                 Err(Error::Changed(row.version))
             }

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::Error;
 use crate::exec::not_running;
 use crate::mount::Mounted;
+use crate::network::WayOut;
 use crate::queue::Ticket;
 
 /// Lines of a sandbox's log that are kept.
@@ -37,6 +38,8 @@ pub(crate) struct Seat {
     pub(crate) env: Mutex<BTreeMap<String, Secret>>,
     /// What is copied in when it comes up, as policy decided about it.
     pub(crate) mounts: Mutex<Option<Vec<Mounted>>>,
+    /// Its gateway, while it has a machine and a network.
+    pub(crate) way_out: Mutex<Option<WayOut>>,
     /// Its place in the queue.
     pub(crate) ticket: Mutex<Option<Ticket>>,
     /// Why it did not come up, for who waits for that.
@@ -65,6 +68,7 @@ impl Seat {
             machine: Mutex::default(),
             env: Mutex::default(),
             mounts: Mutex::default(),
+            way_out: Mutex::default(),
             ticket: Mutex::default(),
             failure: Mutex::default(),
             is_live: AtomicBool::new(false),
