@@ -85,4 +85,10 @@ pub enum Decision {
 pub trait Journal: Send + Sync + 'static {
     /// Takes an event.
     fn record(&self, event: Event);
+
+    /// Whether there is room for more. Where there is none, nothing new is let through: what cannot
+    /// be written down does not happen.
+    fn is_ready(&self) -> bool {
+        true
+    }
 }

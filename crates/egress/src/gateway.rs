@@ -178,6 +178,9 @@ impl Gateway {
         let Ok(_place) = inner.connections.try_acquire() else {
             return stream.refuse(format!("a sandbox has at most {MOST_CONNECTIONS} connections"));
         };
+        if !inner.journal.is_ready() {
+            return stream.refuse("what happens cannot be written down, so nothing does".into());
+        }
         inner.clone().connect(address, port, stream).await;
     }
 }

@@ -216,6 +216,13 @@ impl Pipeline {
         is_grpc: bool,
     ) -> Result<Response<Reply>, Refused> {
         let gateway = self.gateway.clone();
+        if !gateway.journal.is_ready() {
+            return Err(Refused::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "egress_unavailable",
+                "what happens cannot be written down, so nothing does",
+            ));
+        }
         let credentials = gateway.credentials();
         let websocket = websocket::asked(&request);
         let asked = self.asked(&request, &credentials)?;

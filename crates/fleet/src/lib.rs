@@ -64,6 +64,9 @@ pub enum OpenError {
     /// A policy is not one.
     #[error(transparent)]
     Policy(#[from] policy::Error),
+    /// The administrator's rules of the network are none.
+    #[error(transparent)]
+    NetworkRules(#[from] ::rules::Error),
     /// The identity provider cannot be used.
     #[error(transparent)]
     Provider(#[from] access::jwt::ConfigError),

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, Mode, Provenance};
 use crate::ledger::{Batch, Ledger, RequestKey};
 use crate::metrics::{Counters, Metrics, count};
+use crate::network::Network;
 use crate::queue::Queue;
 use crate::record::{self, Tell as _};
 use crate::seat::Seat;
@@ -39,6 +40,7 @@ pub struct Manager {
     pub(crate) provider: Option<access::jwt::Verifier>,
     /// Requests with a key that are being done.
     pub(crate) under_way: Mutex<HashSet<RequestKey>>,
+    pub(crate) network: Network,
     pub(crate) queue: Queue,
     pub(crate) counters: Counters,
     pub(crate) seats: RwLock<HashMap<String, Arc<Seat>>>,
@@ -92,6 +94,7 @@ impl Manager {
             policy,
             policy_loaded: Mutex::new(Timestamp::now()),
             provider,
+            network: Network::default(),
             under_way: Mutex::default(),
             counters: Counters::default(),
             seats: RwLock::default(),
@@ -108,6 +111,8 @@ impl Manager {
             )),
             config,
         });
+        manager.load_bounds()?;
+        manager.spawn_network();
         manager.recover().await?;
         if manager.config.mode == Mode::Daemon {
             manager.spawn_upkeep();

@@ -33,7 +33,7 @@ use crate::manager::Manager;
 use crate::mount::Mounted;
 use crate::record::{self, Tell as _};
 use crate::seat::{Seat, lock};
-use crate::Error;
+use crate::{Error, OpenError};
 
 /// Events that wait to be written. Beyond, nothing more is let through.
 const WAITING: usize = 4096;
@@ -81,6 +81,7 @@ pub struct Denied {
 pub(crate) struct Network {
     upstream: OnceLock<Result<Arc<Upstream>, String>>,
     registries: OnceLock<Vec<rules::Registry>>,
+    bounds: Mutex<Option<Layer>>,
     sender: mpsc::Sender<Written>,
     receiver: Mutex<Option<mpsc::Receiver<Written>>>,
 }
@@ -94,7 +95,13 @@ struct Written {
 impl Default for Network {
     fn default() -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        Self { upstream: OnceLock::new(), registries: OnceLock::new(), sender, receiver: Mutex::new(Some(receiver)) }
+        Self {
+            upstream: OnceLock::new(),
+            registries: OnceLock::new(),
+            bounds: Mutex::default(),
+            sender,
+            receiver: Mutex::new(Some(receiver)),
+        }
     }
 }
 
@@ -340,8 +347,7 @@ impl Manager {
         if mode == rules::Mode::Fetch {
             own.push(Layer::fetch(&self.registries()));
         }
-        let bounds = self.bounds().map_err(|error| wrong("network", error))?;
-        Rules::new(mode, own, bounds).map_err(|error| wrong("allow", error))
+        Rules::new(mode, own, self.bounds()).map_err(|error| wrong("allow", error))
     }
 
     /// Fetches the credentials of a sandbox.
@@ -511,17 +517,45 @@ impl Manager {
     }
 
     /// What narrows every sandbox: the rules of the administrator and of the project.
-    fn bounds(&self) -> Result<Vec<Layer>, rules::Error> {
-        let lines = self.policy.load().network_rules();
-        lines
-            .into_iter()
-            .map(|bound| Layer::from_lines(&bound.source, &bound.allow, &bound.deny))
-            .collect()
+    fn bounds(&self) -> Vec<Layer> {
+        lock(&self.network.bounds).iter().cloned().collect()
+    }
+
+    /// Reads the administrator's rules again. What is there stays where they are wrong.
+    ///
+    /// # Errors
+    /// `ReadPolicy` and `NetworkRules`.
+    pub(crate) fn load_bounds(&self) -> Result<(), OpenError> {
+        let Some(path) = &self.config.network_rules else { return Ok(()) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| OpenError::ReadPolicy { path: path.clone(), source })?;
+        let catalogue = &self.config.catalogue;
+        let services: Vec<Arc<Service>> =
+            catalogue.names().filter_map(|name| catalogue.get(name).ok()).collect();
+        let source = path.display().to_string();
+        let layer = Layer::from_toml(&source, &text, &services)?;
+        *lock(&self.network.bounds) = Some(layer);
+        Ok(())
     }
 
     /// The registries of `fetch`: what was found of the user's own tools.
     fn registries(&self) -> Vec<rules::Registry> {
-        self.network.registries.get_or_init(|| (self.config.registries)()).clone()
+        let found = || {
+            let beside = self.config.policy.as_ref().and_then(|policy| policy.parent());
+            let written = beside.map(|directory| directory.join(discover::FILE));
+            match written.and_then(|path| Some((std::fs::read_to_string(&path).ok()?, path))) {
+                Some((text, path)) => discover::Discovery::parse(&path.display().to_string(), &text),
+                None => Ok(discover::discover(&discover::Surroundings::of_process())),
+            }
+        };
+        let registries = self.network.registries.get_or_init(|| match found() {
+            Ok(discovery) => discovery.registries(),
+            Err(error) => {
+                tracing::error!(%error, "the registries cannot be read, so that none is reached");
+                Vec::new()
+            }
+        });
+        registries.clone()
     }
 
     fn upstream(&self) -> Result<Arc<Upstream>, Error> {
