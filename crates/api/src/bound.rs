@@ -155,6 +155,11 @@ text! {
     /// A rule about the network.
     RuleLine, 1..=1024, "^[^\\x00-\\x1f\\x7f]+$",
         "a rule of 1 to 1024 characters, none of which are control characters", "READ api.github.com/repos/acme/**";
+    /// An address on the web.
+    Url, 1..=4096, "^https?://[^\\x00-\\x20\\x7f]+$",
+        "an address that begins with http:// or https://, at most 4096 characters", "https://api.github.com/user";
+    /// A method of HTTP.
+    Method, 1..=16, "^[A-Z]+$", "a method in capitals", "GET";
     /// The name of a profile.
     ProfileName, 1..=64, "^[a-z0-9][a-z0-9._-]*$",
         "1 to 64 of [a-z0-9._-], the first a letter or a digit", "claude-code";

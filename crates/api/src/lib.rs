@@ -51,14 +51,14 @@ pub use openapi::openapi;
 pub use operation::{Operation, Reach, Role, UnknownName};
 pub use page::{NoQuery, Page, PageQuery};
 pub use policy::{
-    LayerKind, PolicyCheck, PolicyDecision, PolicyInfo, PolicyLayer, PolicyRef, PolicyRequest,
+    LayerKind, PolicyCheck, PolicyDecision, PolicyInfo, PolicyLayer, PolicyRef, PolicyRequest, ReachRequest,
     PolicySubject, RuleRef,
 };
 pub use problem::{Code, Problem};
 pub use query::{parse_query, render_query};
 pub use route::{Access, Body, Method, ROUTES, Route, SchemaOf};
 pub use sandbox::{
-    Change, CreateSandbox, DeleteQuery, Isolation, ListSandboxes, Mount, NetworkMode, Sandbox,
+    Change, CreateSandbox, DeleteQuery, Isolation, ListSandboxes, Mount, NetworkMode, Sandbox, SandboxCredential,
     Stats, Timings, UpdateSandbox, Usage, WhenIdle, WhenTimedOut,
 };
 pub use secret::{

@@ -78,8 +78,28 @@ pub enum PolicyRequest {
     Exec(Box<Exec>),
     /// To copy something of the host in.
     Mount(Mount),
-    /// To reach something.
+    /// To have a network.
     Network(NetworkMode),
+    /// To send a request to a server.
+    Reach(Box<ReachRequest>),
+}
+
+/// A request of a sandbox to a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReachRequest {
+    /// Its method.
+    #[schema(value_type = bound::Method)]
+    pub method: String,
+    /// Where to: `https://host[:port]/path?query`.
+    #[schema(value_type = bound::Url)]
+    pub url: String,
+    /// The sandbox, by id or name. When absent, one that is made as `create` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
+    /// What a sandbox would be made of; its network is what is asked about.
+    #[serde(default)]
+    pub create: CreateSandbox,
 }
 
 impl PartialSchema for PolicyRequest {
@@ -89,6 +109,7 @@ impl PartialSchema for PolicyRequest {
             .item(only("exec", Exec::name()))
             .item(only("mount", Mount::name()))
             .item(only("network", NetworkMode::name()))
+            .item(only("reach", ReachRequest::name()))
             .description(Some("What would be asked for: one of these."))
             .into()
     }
@@ -104,6 +125,8 @@ impl ToSchema for PolicyRequest {
         CreateSandbox::schemas(schemas);
         schemas.push(("Exec".into(), Exec::schema()));
         Exec::schemas(schemas);
+        schemas.push(("ReachRequest".into(), ReachRequest::schema()));
+        ReachRequest::schemas(schemas);
     }
 }
 
@@ -138,6 +161,12 @@ impl Validate for PolicyCheck {
             }
             // Asking about a mode that cannot be had is what a check is for.
             PolicyRequest::Network(_) => {}
+            PolicyRequest::Reach(reach) => {
+                bound::Method::check("request.reach.method", &reach.method)?;
+                bound::Url::check("request.reach.url", &reach.url)?;
+                let within = |problem: Problem| problem.within("request.reach.create");
+                reach.create.validate().map_err(within)?;
+            }
         }
         if let Some(subject) = &self.subject {
             Subject::check_some("as.name", subject.name.as_deref())?;

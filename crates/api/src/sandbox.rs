@@ -15,7 +15,7 @@ use crate::bound::{
 use crate::object::objects;
 use crate::operation::UnknownName;
 use crate::policy::PolicyRef;
-use crate::{Code, Problem, State, Timestamp, Validate, page};
+use crate::{Problem, State, Timestamp, Validate, page};
 
 /// What stands between a task and the host, weakest first.
 #[derive(
@@ -125,7 +125,7 @@ pub struct SandboxCredential {
 }
 
 /// Most rules of a request, of each kind.
-pub const MAX_RULES: usize = 256;
+const MAX_RULES: usize = 256;
 /// Most credentials and profiles of a request.
 const MAX_SERVICES: usize = 64;
 

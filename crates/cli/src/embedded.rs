@@ -24,7 +24,11 @@ pub(crate) async fn manager() -> Result<Arc<Manager>, Failure> {
     let supervisor = crate::command::supervisor()?;
     let data = paths::data().map_err(|error| Failure::usage(error.to_string()))?;
     let mut config = fleet::Config::new(Mode::Embedded, data);
-    config.policy = paths::config().ok().map(|directory| directory.join("policy.toml"));
+    if let Ok(directory) = paths::config() {
+        config.policy = Some(directory.join("policy.toml"));
+        config.network_rules = Some(directory.join("network.toml"));
+        config.upstream = fleet::upstream(&directory).map_err(|error| open_failure(&error))?;
+    }
     config.secrets = crate::secrets::options(true)?;
     config.catalogue = crate::secrets::catalogue()?;
     Manager::open(config, supervisor).await.map_err(|error| open_failure(&error))
@@ -32,7 +36,10 @@ pub(crate) async fn manager() -> Result<Arc<Manager>, Failure> {
 
 pub(crate) fn open_failure(error: &OpenError) -> Failure {
     match error {
-        OpenError::Policy(_) | OpenError::ReadPolicy { .. } => {
+        OpenError::Policy(_)
+        | OpenError::ReadPolicy { .. }
+        | OpenError::NetworkRules(_)
+        | OpenError::Upstream { .. } => {
             Failure::from_error(Kind::Usage, error)
         }
         OpenError::Supervisor(error) => crate::command::supervisor_failure(error),

@@ -14,6 +14,7 @@ mod failure;
 mod filter;
 mod input;
 mod keyfile;
+mod network;
 mod output;
 mod progress;
 mod prompt;

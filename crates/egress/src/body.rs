@@ -13,9 +13,10 @@ use bytes::Bytes;
 use flate2::write::{GzDecoder, ZlibDecoder};
 use http::HeaderMap;
 use http::header::HeaderName;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::aws;
 use crate::pipeline::Finish;
 use crate::pool::Lease;
 
@@ -36,6 +37,8 @@ pub(crate) struct Sent {
     first: VecDeque<Bytes>,
     rest: Option<Incoming>,
     count: Arc<AtomicU64>,
+    /// Takes the chunks of a signed body off.
+    decoder: Option<aws::Decoder>,
 }
 
 impl Sent {
@@ -43,8 +46,27 @@ impl Sent {
         first: VecDeque<Bytes>,
         rest: Option<Incoming>,
         count: Arc<AtomicU64>,
+        decoder: Option<aws::Decoder>,
     ) -> Self {
-        Self { first, rest, count }
+        Self { first, rest, count, decoder }
+    }
+
+    fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        if let Some(data) = self.first.pop_front() {
+            return Poll::Ready(Some(Ok(data)));
+        }
+        loop {
+            let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+            match ready!(Pin::new(rest).poll_frame(context)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(BodyError(error.to_string())))),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Poll::Ready(Some(Ok(data)));
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -56,35 +78,38 @@ impl http_body::Body for Sent {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        let data = match this.first.pop_front() {
-            Some(data) => data,
-            None => loop {
-                let Some(rest) = &mut this.rest else { return Poll::Ready(None) };
-                match ready!(Pin::new(rest).poll_frame(context)) {
-                    None => return Poll::Ready(None),
-                    Some(Err(error)) => {
-                        return Poll::Ready(Some(Err(BodyError(error.to_string()))));
-                    }
-                    Some(Ok(frame)) => {
-                        if let Ok(data) = frame.into_data() {
-                            break data;
-                        }
+        loop {
+            let data = match ready!(self.poll_data(context)) {
+                Some(Ok(data)) => {
+                    self.count.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    match &mut self.decoder {
+                        None => data,
+                        Some(decoder) => decoder.push(&data)?,
                     }
                 }
-            },
-        };
-        this.count.fetch_add(data.len() as u64, Ordering::Relaxed);
-        Poll::Ready(Some(Ok(Frame::data(data))))
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => match self.decoder.as_mut().map(aws::Decoder::finish).transpose()? {
+                    Some(Some(data)) => data,
+                    _ => return Poll::Ready(None),
+                },
+            };
+            if !data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_empty() && self.rest.as_ref().is_none_or(http_body::Body::is_end_stream)
+        self.first.is_empty()
+            && self.rest.as_ref().is_none_or(http_body::Body::is_end_stream)
+            && self.decoder.as_ref().is_none_or(aws::Decoder::is_over)
     }
 
     fn size_hint(&self) -> SizeHint {
         let first: u64 = self.first.iter().map(|data| data.len() as u64).sum();
         match &self.rest {
+            // The header says it, where it is known.
+            _ if self.decoder.is_some() => SizeHint::default(),
             None => SizeHint::with_exact(first),
             Some(rest) => {
                 let rest = rest.size_hint();

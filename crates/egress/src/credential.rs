@@ -93,6 +93,10 @@ pub(crate) enum Misuse {
     Revoked(String),
     #[error("credentials do not go over connections that are not encrypted")]
     Cleartext,
+    #[error("requests to this host are signed, and this one is not")]
+    Unsigned,
+    #[error("the request's signature: {0}")]
+    Signature(String),
     #[error(
         "`{0}` holds a credential that is not this sandbox's own, which this host does not get"
     )]

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use rules::Origin;
 use serde::Serialize;
 
 /// One lookup, connection or request.
@@ -26,8 +27,8 @@ pub struct Event {
     /// What was decided.
     pub decision: Decision,
     /// The rule that decided, with its place.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown")]
+    pub rule: Option<Origin>,
     /// Why it was denied or failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -51,6 +52,10 @@ pub struct Event {
     /// From the first byte to the last.
     #[serde(rename = "duration_ms", serialize_with = "milliseconds")]
     pub duration: Duration,
+}
+
+fn shown<S: serde::Serializer>(rule: &Option<Origin>, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(rule.as_ref().expect("none is skipped"))
 }
 
 fn milliseconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {

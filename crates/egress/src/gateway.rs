@@ -310,7 +310,7 @@ impl Inner {
             let rule = rules
                 .endpoint(&authority.host, authority.port)
                 .ok()
-                .map(|endpoint| endpoint.rule.to_string());
+                .map(|endpoint| endpoint.rule.clone());
             return self.tunnel(authority, allow_private, rule, Vec::new(), stream).await;
         }
         match first(&mut stream).await {
@@ -411,7 +411,7 @@ impl Inner {
             let rule = rules
                 .endpoint(&authority.host, authority.port)
                 .ok()
-                .map(|endpoint| endpoint.rule.to_string());
+                .map(|endpoint| endpoint.rule.clone());
             return self.tunnel(authority, allow_private, rule, read, stream).await;
         }
         let with_h2 = self.pool.protocol(&authority) != Some(Protocol::H1);
@@ -493,7 +493,7 @@ impl Inner {
         self: Arc<Self>,
         authority: Authority,
         allow_private: bool,
-        rule: Option<String>,
+        rule: Option<rules::Origin>,
         read: Vec<u8>,
         mut stream: Box<dyn GuestStream>,
     ) {

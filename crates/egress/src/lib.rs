@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod authority;
+mod aws;
 mod body;
 mod credential;
 mod dns;

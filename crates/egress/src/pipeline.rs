@@ -19,6 +19,7 @@ use redact::Redactor;
 use rules::{BodyRule, Refusal, Verdict};
 use zeroize::Zeroizing;
 
+use crate::aws::{Came, Signed};
 use crate::body::{Decoder, Reply, Sent, Served, may_trail};
 use crate::credential::{Credentials, Misuse};
 use crate::event::{Decision, Event, Journal, Kind};
@@ -225,7 +226,7 @@ impl Pipeline {
         }
         let credentials = gateway.credentials();
         let websocket = websocket::asked(&request);
-        let asked = self.asked(&request, &credentials)?;
+        let mut asked = self.asked(&request, &credentials)?;
         finish.event.host = asked.authority.host.to_string();
         finish.event.port = asked.authority.port;
         finish.event.path = Some(asked.path.as_str().to_owned());
@@ -237,6 +238,25 @@ impl Pipeline {
         let guest_is_h2 = request.version() == Version::HTTP_2;
         let (parts, mut incoming) = request.into_parts();
         let mut headers = parts.headers;
+        let managed = credentials.at(&asked.authority);
+        let mut first = VecDeque::new();
+        let mut signed = None;
+        if let Some(managed) = managed {
+            let said = parts.uri.authority().map(|authority| authority.as_str().to_owned());
+            let said = said.or_else(|| host_header(&headers).ok().flatten().map(str::to_owned));
+            let came = Came {
+                host: &asked.authority.host,
+                spelled: &said.unwrap_or_default(),
+                method: parts.method.as_str(),
+                path: parts.uri.path(),
+                query: parts.uri.query().unwrap_or_default(),
+            };
+            signed = managed.verify(came, &mut headers, &mut incoming, &mut first).await?;
+        }
+        if let Some(signed) = &signed {
+            asked.query = Query::parse(&signed.query)
+                .map_err(|error| Refused::malformed(error.to_string()))?;
+        }
         screen(&mut headers, websocket.is_some(), is_grpc)?;
 
         let rules = gateway.rules();
@@ -260,7 +280,6 @@ impl Pipeline {
             content_type: content_type.as_deref(),
         };
         let mut verdict = rules.request(&question);
-        let mut first = VecDeque::new();
         if let Verdict::Body(rule) = verdict {
             if headers.contains_key(header::CONTENT_ENCODING) {
                 return Err(Refused::denied(refusal(
@@ -276,9 +295,8 @@ impl Pipeline {
                 return Err(Refused::denied(refusal("the body needs more than one judgement")));
             }
         };
-        finish.event.rule = Some(allowed.rule.to_string());
+        finish.event.rule = Some(allowed.rule.clone());
 
-        let managed = credentials.at(&asked.authority);
         let mut query = Zeroizing::new(asked.query.as_str().to_owned());
         if let Some(managed) = managed {
             finish.event.credential = managed
@@ -291,6 +309,14 @@ impl Pipeline {
                 .map_err(Refused::from)?;
         }
         credentials.forbid(&headers, &asked.path, &query).map_err(Refused::from)?;
+        if let Some(signed) = &signed {
+            let spelled = spelled(&asked.authority, asked.is_secure);
+            let path = asked.path.as_str();
+            let serves = |service: &str| allowed.serves(service);
+            let used =
+                signed.sign(&spelled, method.as_str(), path, &query, &mut headers, serves)?;
+            finish.event.credential = Some(used);
+        }
         let redactor = managed.and_then(|managed| managed.redactor.clone());
         if redactor.is_some() {
             headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -302,7 +328,8 @@ impl Pipeline {
         finish.redactor = redactor;
 
         let rest = (!http_body::Body::is_end_stream(&incoming)).then_some(incoming);
-        let body = Sent::new(first, rest, finish.sent.clone());
+        let decoder = signed.as_mut().and_then(Signed::decoder);
+        let body = Sent::new(first, rest, finish.sent.clone(), decoder);
         let only_h1 = websocket.is_some() || !guest_is_h2;
         let allow_private = rules
             .endpoint(&asked.authority.host, asked.authority.port)
@@ -615,7 +642,7 @@ async fn judge_body<'r>(
     incoming: &mut Incoming,
     first: &mut VecDeque<Bytes>,
 ) -> Result<Verdict<'r>, Refused> {
-    let mut text = Vec::new();
+    let mut text: Vec<u8> = first.iter().flatten().copied().collect();
     loop {
         let frame = incoming
             .frame()
@@ -891,7 +918,7 @@ impl Finish {
 
     pub(crate) fn deny(&mut self, refusal: &Refusal) {
         self.event.decision = Decision::Denied;
-        self.event.rule = refusal.rule.as_ref().map(ToString::to_string);
+        self.event.rule = refusal.rule.clone();
         self.event.reason = Some(refusal.reason.clone());
         self.event.hint = Some(refusal.hint.clone()).filter(|hint| !hint.is_empty());
     }

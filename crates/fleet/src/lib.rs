@@ -43,7 +43,7 @@ pub use exec::Feed;
 pub use files::{Download, Upload, Watch};
 pub use idempotency::{Guard, Idempotent, Stored};
 pub use manager::Manager;
-pub use network::{Denied, profile_names};
+pub use network::{Denied, profile_names, upstream};
 pub use run::{Run, RunMount, RunRequest};
 pub use task::{Output, Stdin, Stream, Task};
 
@@ -64,6 +64,14 @@ pub enum OpenError {
     /// A policy is not one.
     #[error(transparent)]
     Policy(#[from] policy::Error),
+    /// The file about the way out is none.
+    #[error("{}: {problem}", .path.display())]
+    Upstream {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The administrator's rules of the network are none.
     #[error(transparent)]
     NetworkRules(#[from] ::rules::Error),

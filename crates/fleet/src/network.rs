@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
@@ -13,11 +14,12 @@ use std::time::{Duration, UNIX_EPOCH};
 use access::Caller;
 use api::{
     AuditDecision, CreateSandbox, NetworkMode, Problem, Sandbox, SandboxCredential, Timestamp,
-    UpdateSandbox,
+    Operation, PolicyDecision, ReachRequest, RuleRef, UpdateSandbox,
 };
+use canonical::{Authority, Leniency, Path, Query};
 use audit::Entry;
 use egress::{Credential, Decision, Event, Gateway, Journal, Kind, Upstream};
-use rules::{Access, Layer, Rules};
+use rules::{Access, Layer, Rules, Verdict};
 use serde::Deserialize;
 use services::Service;
 use supervisor::wire::op;
@@ -26,7 +28,7 @@ use supervisor::{GuestStream, GuestStreams};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 
-use crate::config::Mode;
+use crate::config::{Mode, Provenance};
 use crate::error::chain;
 use crate::ledger::Batch;
 use crate::manager::Manager;
@@ -527,8 +529,11 @@ impl Manager {
     /// `ReadPolicy` and `NetworkRules`.
     pub(crate) fn load_bounds(&self) -> Result<(), OpenError> {
         let Some(path) = &self.config.network_rules else { return Ok(()) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| OpenError::ReadPolicy { path: path.clone(), source })?;
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(OpenError::ReadPolicy { path: path.clone(), source }),
+        };
         let catalogue = &self.config.catalogue;
         let services: Vec<Arc<Service>> =
             catalogue.names().filter_map(|name| catalogue.get(name).ok()).collect();
@@ -556,6 +561,40 @@ impl Manager {
             }
         });
         registries.clone()
+    }
+
+    /// What would become of a request of a sandbox.
+    pub(crate) async fn check_reach(
+        &self,
+        caller: &Caller,
+        reach: &ReachRequest,
+        by: &Provenance,
+    ) -> Result<PolicyDecision, Error> {
+        let rules = match &reach.sandbox {
+            Some(name) => {
+                let row = self.find_to_read(caller, Operation::PolicyCheck, name, by).await?.row();
+                self.rules(&Wanted::of(&row), &used(&self.credentials_of(&row).await?))?
+            }
+            None => {
+                let asked = reach.create.workspace.as_deref();
+                let home = caller.home(asked, &self.config.default_workspace)?.to_owned();
+                self.authorise(caller, Operation::PolicyCheck, Some(&home), by).await?;
+                let names = self.services_of(&reach.create)?;
+                let service = |given: &String| {
+                    let (name, access) = split(given)?;
+                    let service = self.config.catalogue.get(name);
+                    let service = service
+                        .map_err(|error| Problem::invalid("credentials", chain(&error)))?;
+                    Ok(Used { service, access })
+                };
+                let used = names.iter().map(service).collect::<Result<Vec<_>, Problem>>()?;
+                let CreateSandbox { allow, deny, profiles, .. } = &reach.create;
+                let mode = reach.create.network_mode();
+                self.rules(&Wanted { mode, allow, deny, profiles }, &used)?
+            }
+        };
+        let generation = self.policy.load().generation().0;
+        decide(&rules, reach, generation).map_err(Error::from)
     }
 
     fn upstream(&self) -> Result<Arc<Upstream>, Error> {
@@ -604,6 +643,103 @@ impl Manager {
     }
 }
 
+fn decide(rules: &Rules, reach: &ReachRequest, generation: u64) -> Result<PolicyDecision, Problem> {
+    let wrong = |why: &dyn fmt::Display| Problem::invalid("request.reach.url", why.to_string());
+    let (rest, default_port) = match reach.url.split_once("://") {
+        Some(("https", rest)) => (rest, 443),
+        Some(("http", rest)) => (rest, 80),
+        _ => return Err(wrong(&"it begins neither with https:// nor with http://")),
+    };
+    let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let authority = Authority::parse(authority, default_port).map_err(|error| wrong(&error))?;
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let path = if path.is_empty() { "/" } else { path };
+    let path = Path::parse(path, Leniency::default()).map_err(|error| wrong(&error))?;
+    let query = Query::parse(query).map_err(|error| wrong(&error))?;
+    let request = rules::Request {
+        host: &authority.host,
+        port: authority.port,
+        method: &reach.method,
+        path: &path,
+        query: &query,
+        websocket: false,
+        grpc: false,
+        content_type: None,
+    };
+    let decision = |allowed, rule: Option<&rules::Origin>, reason: String, remedy: String| {
+        let rule = rule.map_or_else(
+            || RuleRef { file: "built-in".into(), line: 0, text: "what no rule allows is denied".into() },
+            |rule| RuleRef {
+                file: rule.source.to_string(),
+                line: rule.line,
+                text: rule.text.to_string(),
+            },
+        );
+        let remedy = Some(remedy).filter(|remedy| !remedy.is_empty());
+        PolicyDecision { allowed, rule, reason, remedy, generation }
+    };
+    let denied = |refusal: rules::Refusal| {
+        decision(false, refusal.rule.as_ref(), refusal.reason, refusal.hint)
+    };
+    Ok(match rules.endpoint(&authority.host, authority.port) {
+        Err(refusal) => denied(refusal),
+        Ok(endpoint) if endpoint.kind != rules::Kind::Http && default_port == 443 => {
+            let reason = "the connection is passed on without being looked into".to_owned();
+            decision(true, Some(endpoint.rule), reason, String::new())
+        }
+        Ok(_) => match rules.request(&request) {
+            Verdict::Deny(refusal) => denied(refusal),
+            Verdict::Allow(allowed) => {
+                let reason = "the request is allowed".to_owned();
+                decision(true, Some(allowed.rule), reason, String::new())
+            }
+            Verdict::Body(_) => {
+                let reason = "the request is allowed if what its body says is".to_owned();
+                decision(true, None, reason, String::new())
+            }
+        },
+    })
+}
+
+/// `upstream.toml`: how servers are reached from this host.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpstreamFile {
+    /// `http://host:port` or `socks5h://host:port`.
+    proxy: Option<String>,
+    /// A file of certificates in PEM, trusted beside the host's own.
+    ca: Option<PathBuf>,
+    /// Names and where they are, also where that is a private address.
+    #[serde(default)]
+    addresses: BTreeMap<String, SocketAddr>,
+}
+
+/// How servers are reached, by the file `upstream.toml` of a directory, where there is one.
+///
+/// # Errors
+/// `ReadPolicy` and `Upstream`.
+pub fn upstream(directory: &std::path::Path) -> Result<egress::Options, OpenError> {
+    let path = directory.join("upstream.toml");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+        Err(source) => return Err(OpenError::ReadPolicy { path, source }),
+    };
+    let wrong = |problem: String| OpenError::Upstream { path: path.clone(), problem };
+    let file: UpstreamFile = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let mut options = egress::Options { proxy: file.proxy, ..Default::default() };
+    if let Some(ca) = file.ca {
+        options.extra_roots =
+            std::fs::read(&ca).map_err(|source| OpenError::ReadPolicy { path: ca, source })?;
+    }
+    for (name, address) in file.addresses {
+        let host = canonical::Host::parse(&name).map_err(|error| wrong(format!("{name}: {error}")))?;
+        let host = host.name().ok_or_else(|| wrong(format!("{name} is no name")))?;
+        options.pins.insert(host.clone(), address);
+    }
+    Ok(options)
+}
+
 /// The record of an event.
 fn entry(written: &Written) -> Entry {
     let Written { sandbox, event } = written;
@@ -621,7 +757,11 @@ fn entry(written: &Written) -> Entry {
     entry.actor = sandbox.id.clone();
     let since = event.at.duration_since(UNIX_EPOCH).unwrap_or_default();
     entry.at = Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
-    entry.rule = event.rule.clone();
+    entry.rule = event.rule.as_ref().map(|rule| RuleRef {
+        file: rule.source.to_string(),
+        line: rule.line,
+        text: rule.text.to_string(),
+    });
     entry.generation = Some(event.generation);
     if event.decision == Decision::Denied {
         entry.decision = AuditDecision::Denied;

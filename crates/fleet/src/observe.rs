@@ -138,6 +138,9 @@ impl Manager {
         by: &Provenance,
     ) -> Result<PolicyDecision, Error> {
         check.validate()?;
+        if let PolicyRequest::Reach(reach) = &check.request {
+            return self.check_reach(caller, reach, by).await;
+        }
         let subject = check.subject.unwrap_or_default();
         let asked = match &check.request {
             PolicyRequest::Create(create) => create.workspace.as_deref(),
@@ -164,6 +167,7 @@ impl Manager {
                 let mount = Mounted::resolve(&mount, "request.mount.host_path")?;
                 Request::Mount(MountRequest { who, mount: mount.request() })
             }
+            PolicyRequest::Reach(_) => unreachable!("it was answered above"),
             PolicyRequest::Network(mode) => {
                 Request::Network(NetworkRequest { who, mode: rules::network(mode) })
             }

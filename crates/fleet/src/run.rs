@@ -20,6 +20,7 @@ use crate::life::tier;
 use crate::manager::Manager;
 use crate::metrics::count;
 use crate::mount::{Mounted, copy_file};
+use crate::network::{Denied, WayOut};
 use crate::record::{self, Tell as _, hex};
 use crate::seat::Seat;
 use crate::{Error, rules};
@@ -289,6 +290,16 @@ impl Run {
     /// Its id.
     pub fn id(&self) -> &str {
         self.seat.id()
+    }
+
+    /// What of the network it was denied so far, by host.
+    pub fn denied(&self) -> Vec<Denied> {
+        crate::seat::lock(&self.seat.way_out).as_ref().map(WayOut::denied).unwrap_or_default()
+    }
+
+    /// The services whose credentials it uses.
+    pub fn credentials(&self) -> Vec<String> {
+        self.seat.row().credentials.keys().cloned().collect()
     }
 
     /// The name that the guest is to know the command by.

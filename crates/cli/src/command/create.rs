@@ -12,6 +12,7 @@ use super::Context;
 use crate::connection;
 use crate::env::EnvArgs;
 use crate::failure::Failure;
+use crate::network::NetworkArgs;
 use crate::{filter, units};
 
 /// Make a sandbox that stays until it is removed
@@ -97,6 +98,9 @@ pub(crate) struct SpecArgs {
     workspace: Option<String>,
 
     #[command(flatten)]
+    network: NetworkArgs,
+
+    #[command(flatten)]
     env: EnvArgs,
 }
 
@@ -129,7 +133,7 @@ impl SpecArgs {
             Ok((name, value))
         });
         let env = env.collect::<Result<BTreeMap<_, _>, Failure>>()?;
-        Ok(CreateSandbox {
+        let request = CreateSandbox {
             name: self.name,
             image: self.image,
             cpu: self.cpu,
@@ -150,7 +154,6 @@ impl SpecArgs {
                 End::Restart => WhenIdle::Restart,
                 End::Delete => WhenIdle::Delete,
             },
-            network: None,
             env,
             mounts,
             min_isolation: self.min_isolation,
@@ -158,7 +161,9 @@ impl SpecArgs {
             labels,
             workspace: self.workspace,
             wait,
-        })
+            ..CreateSandbox::default()
+        };
+        Ok(self.network.fill(request))
     }
 }
 

@@ -15,6 +15,7 @@ use wire::op::ExecReply;
 use wire::text::Secret;
 
 use super::Context;
+use crate::network::NetworkArgs;
 use crate::embedded;
 use crate::exit;
 use crate::failure::{Failure, Kind};
@@ -32,8 +33,8 @@ const MAX_HELD_BACK: usize = 10;
 
 /// Run a command in a machine of its own
 ///
-/// The machine has its own kernel and a root file system from an image, no network, and is gone
-/// when the command ends. The command's output and exit status are passed through.
+/// The machine has its own kernel and a root file system from an image, no network unless you say
+/// so, and is gone when the command ends. The command's output and exit status are passed through.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -44,6 +45,9 @@ Examples:
   sandforge run -w . --out results -- make     or leave them in another
   cat big.log | sandforge run \"grep -c ERROR\"  stdin is passed on
   sandforge run -t bash                        a terminal
+  sandforge run --network fetch \"pip install six\"   registries and git, to read
+  sandforge run --allow \"READ example.com/docs/**\" \"curl https://example.com/docs/\"
+  sandforge run --credential github \"gh pr list -R acme/web\"  a token that never goes in
 
 Exit status: the command's own, or
   124  timed out (--timeout)       127  no such command in the sandbox
@@ -57,6 +61,9 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     files: FileArgs,
+
+    #[command(flatten)]
+    network: NetworkArgs,
 
     #[command(flatten)]
     pub(crate) task: TaskArgs,
@@ -249,7 +256,7 @@ impl RunArgs {
         let files = self.files.check()?;
         let task = self.task.prepare("p1".into())?;
         let request = RunRequest {
-            sandbox: CreateSandbox {
+            sandbox: self.network.fill(CreateSandbox {
                 name: self.machine.name,
                 image,
                 cpu: self.machine.cpu,
@@ -258,7 +265,7 @@ impl RunArgs {
                 min_isolation: self.machine.min_isolation.map(tier),
                 mounts: files.mounts()?,
                 ..CreateSandbox::default()
-            },
+            }),
             exec: asked(&task.exec),
             kernel: self.machine.kernel,
             console: self.machine.console,
@@ -342,6 +349,7 @@ async fn with_manager(
     let sandbox = run.sandbox();
     let (engine, isolation) = (sandbox.engine().to_owned(), sandbox.isolation().to_string());
     let up = *sandbox.timings();
+    let denied = run.denied();
     // Even if its results could not be taken: they are still in there.
     let kept = keep && done.is_ok();
     let (reply, digest) = match &done {
@@ -375,6 +383,13 @@ async fn with_manager(
         ..timings
     };
     task.tell(line, &reply);
+    for one in &denied {
+        let times = if one.times == 1 { String::new() } else { format!(" ({} times)", one.times) };
+        line.notice(&format!("it was denied {}{times}: {}", one.host, one.reason));
+        if let Some(hint) = &one.hint {
+            line.notice(&format!("  to allow it: {hint}"));
+        }
+    }
     if kept {
         line.notice(&format!("{name} is kept: sandforge exec {name} COMMAND, sandforge rm {name}"));
     }

@@ -204,6 +204,11 @@ impl ServeArgs {
         let mut config = fleet::Config::new(Mode::Daemon, data);
         let default = || paths::config().ok().map(|directory| directory.join("policy.toml"));
         config.policy = self.policy.clone().or_else(default);
+        if let Ok(directory) = paths::config() {
+            config.network_rules = Some(directory.join("network.toml"));
+            config.upstream =
+                fleet::upstream(&directory).map_err(|error| embedded::open_failure(&error))?;
+        }
         config.project_policy.clone_from(&self.project_policy);
         config.require_signatures = self.require_signatures;
         config.secrets = crate::secrets::options(false)?;

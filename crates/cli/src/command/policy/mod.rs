@@ -344,7 +344,7 @@ fn question(request: PolicyRequest, who: policy::Subject) -> Result<Request, Fai
             timeout_sec: create.timeout_sec,
             image: create.image.unwrap_or_else(|| "base".into()),
             mounts: create.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
-            network: network(create.network.unwrap_or_default()),
+            network: network(create.network_mode()),
             env_names: create.env.into_keys().collect(),
             min_isolation: create.min_isolation.map(isolation),
             isolation: create.engine.as_deref().and_then(tier_of),
@@ -363,6 +363,10 @@ fn question(request: PolicyRequest, who: policy::Subject) -> Result<Request, Fai
         }),
         PolicyRequest::Mount(asked) => {
             Request::Mount(policy::MountRequest { who, mount: mount(asked)? })
+        }
+        PolicyRequest::Reach(_) => {
+            return Err(Failure::usage("--file decides about no request to a server")
+                .help("leave --file out"));
         }
         PolicyRequest::Network(mode) => {
             Request::Network(policy::NetworkRequest { who, mode: network(mode) })
