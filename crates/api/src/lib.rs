@@ -51,15 +51,15 @@ pub use openapi::openapi;
 pub use operation::{Operation, Reach, Role, UnknownName};
 pub use page::{NoQuery, Page, PageQuery};
 pub use policy::{
-    LayerKind, PolicyCheck, PolicyDecision, PolicyInfo, PolicyLayer, PolicyRef, PolicyRequest, ReachRequest,
-    PolicySubject, RuleRef,
+    LayerKind, PolicyCheck, PolicyDecision, PolicyInfo, PolicyLayer, PolicyRef, PolicyRequest,
+    PolicySubject, ReachRequest, RuleRef,
 };
 pub use problem::{Code, Problem};
 pub use query::{parse_query, render_query};
 pub use route::{Access, Body, Method, ROUTES, Route, SchemaOf};
 pub use sandbox::{
-    Change, CreateSandbox, DeleteQuery, Isolation, ListSandboxes, Mount, NetworkMode, Sandbox, SandboxCredential,
-    Stats, Timings, UpdateSandbox, Usage, WhenIdle, WhenTimedOut,
+    Change, CreateSandbox, DeleteQuery, Isolation, ListSandboxes, Mount, NetworkMode, Sandbox,
+    SandboxCredential, Stats, Timings, UpdateSandbox, Usage, WhenIdle, WhenTimedOut,
 };
 pub use secret::{
     CustomService, PlaceholderCharacters, SecretList, SecretQuery, SecretSlot, SecretSource,

@@ -9,8 +9,9 @@ use utoipa::{IntoParams, ToSchema};
 use wire::text::Secret;
 
 use crate::bound::{
-    self, Cpus, CredentialUse, DiskGb, EngineName, Env, GuestPath, HostPath, ImageName, LabelFilter, Labels,
-    MAX_MOUNTS, MemoryMb, Name, ProfileName, RuleLine, Seconds, Workspace, at_most,
+    self, Cpus, CredentialUse, DiskGb, EngineName, Env, GuestPath, HostPath, ImageName,
+    LabelFilter, Labels, MAX_MOUNTS, MemoryMb, Name, ProfileName, RuleLine, Seconds, Workspace,
+    at_most,
 };
 use crate::object::objects;
 use crate::operation::UnknownName;
@@ -87,7 +88,18 @@ pub enum WhenIdle {
 
 /// What a sandbox can reach.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {

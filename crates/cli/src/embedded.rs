@@ -39,9 +39,7 @@ pub(crate) fn open_failure(error: &OpenError) -> Failure {
         OpenError::Policy(_)
         | OpenError::ReadPolicy { .. }
         | OpenError::NetworkRules(_)
-        | OpenError::Upstream { .. } => {
-            Failure::from_error(Kind::Usage, error)
-        }
+        | OpenError::Upstream { .. } => Failure::from_error(Kind::Usage, error),
         OpenError::Supervisor(error) => crate::command::supervisor_failure(error),
         OpenError::Recover(error) => Failure::from_problem(&error.problem()),
         other => Failure::from_error(Kind::Failed, other),

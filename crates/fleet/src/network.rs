@@ -13,11 +13,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use access::Caller;
 use api::{
-    AuditDecision, CreateSandbox, NetworkMode, Problem, Sandbox, SandboxCredential, Timestamp,
-    Operation, PolicyDecision, ReachRequest, RuleRef, UpdateSandbox,
+    AuditDecision, CreateSandbox, NetworkMode, Operation, PolicyDecision, Problem, ReachRequest,
+    RuleRef, Sandbox, SandboxCredential, Timestamp, UpdateSandbox,
 };
-use canonical::{Authority, Leniency, Path, Query};
 use audit::Entry;
+use canonical::{Authority, Leniency, Path, Query};
 use egress::{Credential, Decision, Event, Gateway, Journal, Kind, Upstream};
 use rules::{Access, Layer, Rules, Verdict};
 use serde::Deserialize;
@@ -121,7 +121,10 @@ impl Journal for Recorder {
         }
         // Nothing new is let through while there is no room; see `is_ready`.
         if self.sender.try_send(Written { sandbox: self.sandbox.clone(), event }).is_err() {
-            tracing::warn!(sandbox = self.sandbox.id, "an event of the network was not written down");
+            tracing::warn!(
+                sandbox = self.sandbox.id,
+                "an event of the network was not written down"
+            );
         }
     }
 
@@ -335,7 +338,9 @@ impl Manager {
                     deny: deny.unwrap_or_default(),
                 },
             };
-            own.push(Layer::service(service, &access).map_err(|error| wrong("credentials", error))?);
+            own.push(
+                Layer::service(service, &access).map_err(|error| wrong("credentials", error))?,
+            );
         }
         for name in wanted.profiles {
             if let Some(profile) = profiles().get(name) {
@@ -549,7 +554,9 @@ impl Manager {
             let beside = self.config.policy.as_ref().and_then(|policy| policy.parent());
             let written = beside.map(|directory| directory.join(discover::FILE));
             match written.and_then(|path| Some((std::fs::read_to_string(&path).ok()?, path))) {
-                Some((text, path)) => discover::Discovery::parse(&path.display().to_string(), &text),
+                Some((text, path)) => {
+                    discover::Discovery::parse(&path.display().to_string(), &text)
+                }
                 None => Ok(discover::discover(&discover::Surroundings::of_process())),
             }
         };
@@ -583,8 +590,8 @@ impl Manager {
                 let service = |given: &String| {
                     let (name, access) = split(given)?;
                     let service = self.config.catalogue.get(name);
-                    let service = service
-                        .map_err(|error| Problem::invalid("credentials", chain(&error)))?;
+                    let service =
+                        service.map_err(|error| Problem::invalid("credentials", chain(&error)))?;
                     Ok(Used { service, access })
                 };
                 let used = names.iter().map(service).collect::<Result<Vec<_>, Problem>>()?;
@@ -668,7 +675,11 @@ fn decide(rules: &Rules, reach: &ReachRequest, generation: u64) -> Result<Policy
     };
     let decision = |allowed, rule: Option<&rules::Origin>, reason: String, remedy: String| {
         let rule = rule.map_or_else(
-            || RuleRef { file: "built-in".into(), line: 0, text: "what no rule allows is denied".into() },
+            || RuleRef {
+                file: "built-in".into(),
+                line: 0,
+                text: "what no rule allows is denied".into(),
+            },
             |rule| RuleRef {
                 file: rule.source.to_string(),
                 line: rule.line,
@@ -733,7 +744,8 @@ pub fn upstream(directory: &std::path::Path) -> Result<egress::Options, OpenErro
             std::fs::read(&ca).map_err(|source| OpenError::ReadPolicy { path: ca, source })?;
     }
     for (name, address) in file.addresses {
-        let host = canonical::Host::parse(&name).map_err(|error| wrong(format!("{name}: {error}")))?;
+        let host =
+            canonical::Host::parse(&name).map_err(|error| wrong(format!("{name}: {error}")))?;
         let host = host.name().ok_or_else(|| wrong(format!("{name} is no name")))?;
         options.pins.insert(host.clone(), address);
     }

@@ -15,10 +15,10 @@ use wire::op::ExecReply;
 use wire::text::Secret;
 
 use super::Context;
-use crate::network::NetworkArgs;
 use crate::embedded;
 use crate::exit;
 use crate::failure::{Failure, Kind};
+use crate::network::NetworkArgs;
 use crate::progress::{Line, Verbosity};
 use crate::report::{Exit, Report, Timings, milliseconds};
 use crate::session::{self, Sinks};
