@@ -328,7 +328,7 @@ impl Inner {
                         "the guest said nothing; where the server speaks first, a rule has to say so"
                     }
                 };
-                let hint = format!("--allow 'tcp {}:{}'", authority.host, authority.port);
+                let hint = format!("tcp {}:{}", authority.host, authority.port);
                 let mut finish =
                     self.begin(Kind::Connection, authority.host.to_string(), authority.port);
                 finish.deny(&Refusal { rule: None, reason: reason.into(), hint });

@@ -387,7 +387,7 @@ async fn with_manager(
         let times = if one.times == 1 { String::new() } else { format!(" ({} times)", one.times) };
         line.notice(&format!("it was denied {}{times}: {}", one.host, one.reason));
         if let Some(hint) = &one.hint {
-            line.notice(&format!("  to allow it: {hint}"));
+            line.notice(&format!("  to allow it: --allow '{hint}'"));
         }
     }
     if kept {

@@ -338,13 +338,13 @@ fn question(request: PolicyRequest, who: policy::Subject) -> Result<Request, Fai
     Ok(match request {
         PolicyRequest::Create(create) => Request::Create(policy::Create {
             who,
+            network: network(create.network_mode()),
             cpu: create.cpu.unwrap_or(2),
             memory_mb: create.memory_mb.unwrap_or(1024),
             disk_gb: create.disk_gb,
             timeout_sec: create.timeout_sec,
             image: create.image.unwrap_or_else(|| "base".into()),
             mounts: create.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
-            network: network(create.network_mode()),
             env_names: create.env.into_keys().collect(),
             min_isolation: create.min_isolation.map(isolation),
             isolation: create.engine.as_deref().and_then(tier_of),
