@@ -56,10 +56,4 @@ impl NetworkArgs {
             ..request
         }
     }
-
-    /// What an agent needs comes first, what the user says beside it.
-    pub(crate) fn with_profile(mut self, name: &str) -> Self {
-        self.profile.insert(0, name.to_owned());
-        self
-    }
 }

@@ -16,7 +16,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use redact::Redactor;
-use rules::{BodyRule, Refusal, Verdict};
+use rules::{BodyRule, Refusal, Rules, Verdict};
 use zeroize::Zeroizing;
 
 use crate::aws::{Came, Signed};
@@ -475,7 +475,7 @@ impl Pipeline {
                 if named.or(said).is_none() {
                     return Err(Refused::malformed("no host is named"));
                 }
-                let leniency = leniency(credentials, authority);
+                let leniency = leniency(&self.gateway.rules(), authority);
                 let (path, query) = canonical_target(uri.path(), uri.query(), leniency)?;
                 Ok(Asked {
                     authority: authority.clone(),
@@ -496,8 +496,11 @@ impl Pipeline {
                 if Authority::parse(said.unwrap_or_default(), 80).map_err(bad_host)? != authority {
                     return Err(misdirected());
                 }
-                let (path, query) =
-                    canonical_target(uri.path(), uri.query(), leniency(credentials, &authority))?;
+                let (path, query) = canonical_target(
+                    uri.path(),
+                    uri.query(),
+                    leniency(&self.gateway.rules(), &authority),
+                )?;
                 Ok(Asked { authority, is_secure: false, path, query, prefix: None })
             }
             Entry::BaseUrl { port } => self.base_url(request, *port, said, credentials),
@@ -546,7 +549,8 @@ impl Pipeline {
             credentials.bound.iter().find(|one| one.service.name == service).ok_or_else(missing)?;
         let authority = bound.service.inject_hosts.first().ok_or_else(missing)?.clone();
         let path = if path.is_empty() { "/" } else { path };
-        let (path, query) = canonical_target(path, uri.query(), leniency(credentials, &authority))?;
+        let (path, query) =
+            canonical_target(path, uri.query(), leniency(&self.gateway.rules(), &authority))?;
         Ok(Asked {
             authority,
             is_secure: true,
@@ -694,14 +698,11 @@ fn host_header(headers: &HeaderMap) -> Result<Option<&str>, Refused> {
     value.to_str().map(Some).map_err(|_| Refused::malformed("the Host is no text"))
 }
 
-fn leniency(credentials: &Credentials, authority: &Authority) -> Leniency {
-    credentials.at(authority).map_or(Leniency::default(), |managed| {
-        managed.bound.iter().fold(Leniency::default(), |all, one| Leniency {
-            encoded_separators: all.encoded_separators | one.service.leniency.encoded_separators,
-            parameters: all.parameters | one.service.leniency.parameters,
-            empty_segments: all.empty_segments | one.service.leniency.empty_segments,
-        })
-    })
+/// What paths of a host may have. Of one that no rule names: nothing that is unusual.
+fn leniency(rules: &Rules, authority: &Authority) -> Leniency {
+    rules
+        .endpoint(&authority.host, authority.port)
+        .map_or(Leniency::default(), |endpoint| endpoint.leniency)
 }
 
 fn canonical_target(
