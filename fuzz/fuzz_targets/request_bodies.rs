@@ -67,7 +67,8 @@ fuzz_target!(|data: &[u8]| {
         before = is_allowed;
     }
     let mut before = true;
-    for line in lines {
+    // Who denies a fetch denies downloads, who denies a push uploads: the first denies something else.
+    for line in &lines[1..] {
         let deny = Layer::from_lines("d", NONE, &[line]).expect("it is a rule");
         let rules = Rules::new(Mode::Open, vec![deny], vec![]).expect("they fit");
         let is_allowed = ask(&rules, url, content_type, body, cut);
