@@ -310,10 +310,8 @@ impl CreateSandbox {
     /// The mode of the network that it asks for, also where it only lists what it wants.
     pub fn network_mode(&self) -> NetworkMode {
         let lists = [&self.allow, &self.profiles, &self.credentials];
-        self.network.unwrap_or(match lists.iter().all(|list| list.is_empty()) {
-            true => NetworkMode::Offline,
-            false => NetworkMode::Allow,
-        })
+        let wants = lists.iter().any(|list| !list.is_empty());
+        self.network.unwrap_or(if wants { NetworkMode::Allow } else { NetworkMode::Offline })
     }
 }
 

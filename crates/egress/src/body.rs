@@ -185,7 +185,7 @@ impl Served {
     fn pass(&mut self, data: Bytes) -> Result<Bytes, BodyError> {
         let data = match &mut self.decoder {
             None => data,
-            Some(decoder) => decoder.push(&data).map_err(encoded)?.into(),
+            Some(decoder) => decoder.push(&data).map_err(|error| encoded(&error))?.into(),
         };
         Ok(match &mut self.redaction {
             None => data,
@@ -205,7 +205,7 @@ impl Served {
         }
         let last = match self.decoder.take() {
             None => Vec::new(),
-            Some(mut decoder) => decoder.end().map_err(encoded)?,
+            Some(mut decoder) => decoder.end().map_err(|error| encoded(&error))?,
         };
         let Some(mut stream) = self.redaction.take() else { return Ok(last.into()) };
         let mut out = Vec::new();
@@ -222,7 +222,7 @@ fn joined((first, last): (Bytes, Bytes)) -> Bytes {
     }
 }
 
-fn encoded(error: std::io::Error) -> BodyError {
+fn encoded(error: &std::io::Error) -> BodyError {
     BodyError(format!("the body's encoding: {error}"))
 }
 
@@ -253,7 +253,7 @@ impl http_body::Body for Reply {
                 Some(Ok(Ok(data))) => served.pass(data),
                 Some(Ok(Err(frame))) => {
                     if let Ok(trailers) = frame.into_trailers() {
-                        served.trailers = Some(served.finish.trailers(trailers));
+                        served.trailers = Some(served.finish.trailers(&trailers));
                     }
                     continue;
                 }

@@ -215,7 +215,7 @@ impl Inner {
     async fn dns<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) {
         let answering = dns::serve(stream, |name| {
             if let Err(refusal) = self.rules().resolves(name) {
-                self.lookup_refused(name, refusal);
+                self.lookup_refused(name, &refusal);
             }
             self.names.address(name)
         });
@@ -224,14 +224,14 @@ impl Inner {
         }
     }
 
-    fn lookup_refused(&self, name: &Name, refusal: Refusal) {
+    fn lookup_refused(&self, name: &Name, refusal: &Refusal) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if refused.len() >= MOST_REFUSED || !refused.insert(name.clone()) {
             return;
         }
         drop(refused);
         let mut finish = self.begin(Kind::Lookup, name.to_string(), 0);
-        finish.deny(&refusal);
+        finish.deny(refusal);
     }
 
     fn begin(&self, kind: Kind, host: String, port: u16) -> Finish {

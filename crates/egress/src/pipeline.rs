@@ -702,7 +702,8 @@ fn host_header(headers: &HeaderMap) -> Result<Option<&str>, Refused> {
 fn leniency(rules: &Rules, authority: &Authority) -> Leniency {
     rules
         .endpoint(&authority.host, authority.port)
-        .map_or(Leniency::default(), |endpoint| endpoint.leniency)
+        .map(|endpoint| endpoint.leniency)
+        .unwrap_or_default()
 }
 
 fn canonical_target(
@@ -961,9 +962,9 @@ impl Finish {
     }
 
     /// A server's trailers as the guest gets them.
-    pub(crate) fn trailers(&mut self, trailers: HeaderMap) -> HeaderMap {
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) -> HeaderMap {
         let mut kept = HeaderMap::new();
-        for (name, value) in &trailers {
+        for (name, value) in trailers {
             if may_trail(name) {
                 kept.append(name.clone(), value.clone());
             }

@@ -149,7 +149,7 @@ impl Recorder {
         if event.kind != Kind::Lookup || one.times == 0 {
             one.times += 1;
             one.reason = event.reason.clone().unwrap_or_default();
-            one.hint = event.hint.clone().or(one.hint.take());
+            one.hint = event.hint.clone().or_else(|| one.hint.take());
         }
     }
 }

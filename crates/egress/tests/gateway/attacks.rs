@@ -44,11 +44,11 @@ async fn every_part_of_a_request_names_the_host_of_its_connection() {
             ("H02 the attacker's", with_host("evil.example")),
             (
                 "H04 absolute form",
-                format!("GET https://other.example/ HTTP/1.1\r\nHost: api.example\r\n\r\n"),
+                "GET https://other.example/ HTTP/1.1\r\nHost: api.example\r\n\r\n".into(),
             ),
             (
                 "H04 absolute form, both",
-                format!("GET https://api.example/ HTTP/1.1\r\nHost: api.example\r\n\r\n"),
+                "GET https://api.example/ HTTP/1.1\r\nHost: api.example\r\n\r\n".into(),
             ),
             (
                 "H05 two hosts",

@@ -16,7 +16,7 @@ use rules::{Layer, Mode, Rules};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use crate::support::{Origin, PLACEHOLDER, Roots, SECRET, Setup, World, answer, ok};
+use crate::support::{Origin, PLACEHOLDER, Roots, SECRET, World, answer, ok};
 
 type Sender<B> = hyper::client::conn::http2::SendRequest<B>;
 
@@ -58,7 +58,7 @@ async fn h2_world(protocols: &[&str]) -> World {
     let other = Origin::start(Some(tls.clone()), answer.clone()).await;
     let plain = Origin::start(Some(tls), answer.clone()).await;
     let clear = Origin::start(None, answer).await;
-    World::at(&roots, Vec::new(), Vec::new(), api, other, plain, &clear)
+    World::at(&roots, Vec::new(), &[], api, other, plain, &clear)
 }
 
 type Answered = Response<http_body_util::combinators::BoxBody<Bytes, Infallible>>;
@@ -239,8 +239,7 @@ async fn events_of_a_server_are_passed_at_once() {
         }
     });
     let clear = Origin::start(None, Arc::new(|_, _| ok("x"))).await;
-    let world =
-        World::at(&roots, Vec::new(), Vec::new(), api, clear.clone(), clear.clone(), &clear);
+    let world = World::at(&roots, Vec::new(), &[], api, clear.clone(), clear.clone(), &clear);
     let mut stream = world.tls("api.example", "api.example", &["http/1.1"]).await.unwrap();
     stream.write_all(get("/v1", &bearer()).as_bytes()).await.unwrap();
     let mut piece = [0; 4096];
@@ -273,7 +272,7 @@ async fn http_2_stays_http_2_with_its_trailers() {
     let body = response.into_body().collect().await.unwrap();
     let trailers = body.trailers().cloned().unwrap();
     assert_eq!(trailers["grpc-status"], "0");
-    assert_eq!(trailers["x-echo"], PLACEHOLDER[..PLACEHOLDER.len().min(SECRET.len())].as_bytes());
+    assert_eq!(trailers["x-echo"], &PLACEHOLDER.as_bytes()[..PLACEHOLDER.len().min(SECRET.len())]);
     assert_eq!(body.to_bytes(), Bytes::from_static(b"\0\0\0\0\x05hello"));
     assert!(
         world.api.seen().contains("HTTP/2.0 POST https://api.example/pkg.Service/Method"),
@@ -469,7 +468,7 @@ async fn a_change_of_rules_ends_what_it_refuses() {
     let world = World::at(
         &Roots::new(),
         vec!["tcp clear.example:5432"],
-        Vec::new(),
+        &[],
         origin.clone(),
         origin.clone(),
         origin.clone(),

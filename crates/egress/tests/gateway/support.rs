@@ -291,13 +291,13 @@ impl World {
         let other = Origin::start(Some(tls.clone()), setup.answer.clone()).await;
         let plain = Origin::start(Some(tls), setup.answer.clone()).await;
         let clear = Origin::start(None, setup.answer).await;
-        Self::at(&roots, setup.allow, setup.deny, api, other, plain, &clear)
+        Self::at(&roots, setup.allow, &setup.deny, api, other, plain, &clear)
     }
 
     pub(crate) fn at(
         roots: &Roots,
         allow: Vec<&'static str>,
-        deny: Vec<&'static str>,
+        deny: &[&'static str],
         api: Origin,
         other: Origin,
         plain: Origin,
@@ -322,7 +322,7 @@ impl World {
         let services = [service("api", "api.example"), service("other", "other.example")];
         let mut lines = vec!["ANY plain.example/**", "clear.example:80/**", "tunnel.example"];
         lines.extend(allow);
-        let mut own = vec![Layer::from_lines("test", &lines, &deny).unwrap()];
+        let mut own = vec![Layer::from_lines("test", &lines, deny).unwrap()];
         for service in &services {
             own.push(Layer::service(service, &rules::Access::Full).unwrap());
         }
