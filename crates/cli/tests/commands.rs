@@ -38,7 +38,9 @@ fn every_shell_gets_a_script_that_names_the_commands() {
 fn the_script_for_bash_is_one_that_bash_reads() {
     let script = sandforge(["completions", "bash"]).exits(0).stdout;
     let script = String::from_utf8(script).unwrap();
-    let checked = Command::new("bash").args(["-n", "-c", &script]).status().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), script).unwrap();
+    let checked = Command::new("bash").arg("-n").arg(file.path()).status().unwrap();
     assert!(checked.success());
 }
 

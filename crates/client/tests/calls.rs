@@ -8,8 +8,8 @@ use api::{
     AttachQuery, AuditQuery, AuditRange, Command, CreateKey, CreateSandbox, CreateToken,
     CreateWebhook, DeliveryQuery, EventQuery, Exec, ListFilesQuery, ListSandboxes, LogQuery,
     MakeDirectory, MoveFile, NetworkMode, PageQuery, PathQuery, PolicyCheck, PolicyRequest,
-    PtyQuery, ROUTES, ReadQuery, Role, Route, StatQuery, TarInQuery, TokenQuery, UpdateSandbox,
-    WatchQuery, WindowSize, WriteQuery,
+    PtyQuery, ROUTES, ReadQuery, Role, Route, SecretQuery, SetSecret, StatQuery, TarInQuery,
+    TokenQuery, UpdateSandbox, WatchQuery, WindowSize, WriteQuery,
 };
 use client::{Client, Error, Output, Retries};
 use http::Request;
@@ -119,6 +119,13 @@ async fn call_everything(client: &Client) {
     let _ = client.create_token(&create_token()).await;
     let _ = client.list_tokens(&TokenQuery::default()).await;
     let _ = client.revoke_token("t").await;
+    let secret = SetSecret { env: Some("TOKEN".into()), ..SetSecret::default() };
+    let _ = client.list_secrets(&SecretQuery::default()).await;
+    let _ = client.set_secret("github", &secret).await;
+    let _ = client.set_sandbox_secret("s", "github", &secret).await;
+    let _ = client.remove_secret("github", &SecretQuery::default()).await;
+    let _ = client.remove_sandbox_secret("s", "github").await;
+    let _ = client.reset_secrets().await;
     let key = CreateKey {
         name: "k".into(),
         public_key: "00".repeat(32),

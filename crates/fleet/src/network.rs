@@ -804,6 +804,22 @@ mod tests {
     }
 
     #[test]
+    fn the_page_about_the_way_out_shows_a_file_that_is_one() {
+        let page = include_str!("../../../docs/upstream.md");
+        let text = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let ca = directory.path().join("company.pem");
+        std::fs::write(&ca, "none").unwrap();
+        let text = text.replace("/etc/ssl/company.pem", ca.to_str().unwrap());
+        std::fs::write(directory.path().join("upstream.toml"), text).unwrap();
+        let options = upstream(directory.path()).unwrap();
+        assert_eq!(options.proxy.as_deref(), Some("http://proxy.example.com:3128"));
+        assert_eq!((options.pins.len(), options.extra_roots.as_slice()), (1, &b"none"[..]));
+        std::fs::write(directory.path().join("upstream.toml"), "proxies = []").unwrap();
+        assert!(matches!(upstream(directory.path()), Err(OpenError::Upstream { .. })));
+    }
+
+    #[test]
     fn lines_of_services_are_told_from_others() {
         let lines = ["@github READ /repos/**", "example.com", "@github git fetch acme/*"];
         let (of, others) = sorted(&lines.map(str::to_owned));

@@ -152,10 +152,10 @@ impl Layer {
 
     /// The rules of a service: requests to its hosts that these allow may carry its credential.
     ///
-    /// With [`Access::Full`] the hosts that belong to it and never get the credential may be asked
-    /// anything, with [`Access::ReadOnly`] they may be read; with lines, nothing but the lines. What
-    /// the catalogue denies stays denied, but for what a line of the user's names: by its methods and
-    /// by a path that the denial's path covers.
+    /// With [`Access::Full`] and with [`Access::ReadOnly`] the hosts that belong to it and never get the
+    /// credential may be read; with lines, nothing but the lines. What the catalogue denies stays
+    /// denied, but for what a line of the user's names: by its methods and by a path that the denial's
+    /// path covers.
     ///
     /// # Errors
     /// The first line that is wrong, or a host of the service that anybody can have one beside.
@@ -263,8 +263,8 @@ impl Layer {
         if let Some((is_full, place)) = &wanted.access {
             allow.extend(of_catalogue(if *is_full { &service.full } else { &service.read_only })?);
             for plain in &service.plain_hosts {
-                let verb = if *is_full { "ANY" } else { "READ" };
-                let text = format!("{verb} {}", at(&plain.pattern, plain.port));
+                // To write there takes somebody else's credential, which nobody looks at.
+                let text = format!("READ {}", at(&plain.pattern, plain.port));
                 let origin = Origin { text: text.into(), ..place.origin.clone() };
                 let written = Written { origin, column: place.column, is_plain: false };
                 let rule = host_rule(written, false)?;

@@ -257,9 +257,13 @@ fn a_kept_one_takes_commands_until_it_is_removed() {
     if !has_process() {
         return;
     }
-    let runtime = tempfile::tempdir().unwrap();
+    let own = tempfile::tempdir().unwrap();
     let kept = |arguments: &[&str]| {
-        let output = sandforge(arguments).env("XDG_RUNTIME_DIR", runtime.path()).output().unwrap();
+        let mut command = sandforge(arguments);
+        for (variable, name) in [("RUNTIME", "run"), ("DATA", "data"), ("CONFIG", "config")] {
+            command.env(format!("SANDFORGE_{variable}_DIR"), own.path().join(name));
+        }
+        let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };

@@ -1,0 +1,211 @@
+//! The command with a network: a real program in a sandbox, a real server with a certificate of its
+//! own, and a credential that the sandbox never has. On each engine that works here.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use support::{Call, Output, sandforge};
+use tempfile::{TempDir, tempdir};
+
+const KEY: &str = "sk-real-0123456789abcdefghijklmnopqrstuvwxyz";
+
+/// Asks for each address and prints what came of it.
+const PROGRAM: &str = r#"
+import os, sys, urllib.error, urllib.request
+print("key", os.environ["OPENAI_API_KEY"])
+for method, url in [argument.split(" ") for argument in sys.argv[1:]]:
+    headers = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]} if "openai" in url else {}
+    request = urllib.request.Request(url, method=method, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            print(url, answer.status, answer.read().decode().strip())
+    except urllib.error.HTTPError as error:
+        print(url, error.code, error.read().decode().strip())
+    except OSError as error:
+        print(url, repr(error))
+"#;
+
+/// A server that answers with what it was asked, and remembers it.
+struct Origin {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Origin {
+    fn start(directory: &Path) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        let issuer = Issuer::new(params, key);
+        let key = KeyPair::generate().unwrap();
+        let names = vec!["api.openai.com".to_owned(), "docs.example".to_owned()];
+        let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let (config, all) = (Arc::new(config), asked.clone());
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let session = ServerConnection::new(config.clone()).unwrap();
+                let all = all.clone();
+                thread::spawn(move || {
+                    let mut stream = BufReader::new(StreamOwned::new(session, stream));
+                    let mut head = String::new();
+                    while !head.ends_with("\r\n\r\n") {
+                        if stream.read_line(&mut head).unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    let body = format!("heard {}", head.replace("\r\n", " | "));
+                    all.lock().unwrap().push(head);
+                    let length = body.len();
+                    let head = format!(
+                        "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+                    );
+                    let _ = write!(stream.get_mut(), "{head}{body}");
+                    let _ = stream.get_mut().flush();
+                });
+            }
+        });
+        Self { address, asked }
+    }
+}
+
+/// The engines that run here, weakest first.
+fn engines() -> Vec<&'static str> {
+    let report = sandforge(["doctor", "--json"]).json();
+    let usable = |name: &&str| {
+        let engines = report["engines"].as_array().expect("a list");
+        let found = engines.iter().any(|one| one["name"] == *name && one["verdict"] == "usable");
+        if !found {
+            eprintln!("not run on engine {name}: it does not work here");
+        }
+        found
+    };
+    ["process", "qemu", "kvm"].into_iter().filter(usable).collect()
+}
+
+struct Place {
+    directory: TempDir,
+    origin: Origin,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempdir().unwrap();
+        let origin = Origin::start(directory.path());
+        let config = directory.path().join("config");
+        fs::create_dir_all(&config).unwrap();
+        let ca = directory.path().join("ca.pem");
+        let address = origin.address;
+        let upstream = format!(
+            "ca = {ca:?}\n[addresses]\n\"api.openai.com\" = \"{address}\"\n\"docs.example\" = \"{address}\"\n"
+        );
+        fs::write(config.join("upstream.toml"), upstream).unwrap();
+        fs::create_dir(directory.path().join("work")).unwrap();
+        fs::write(directory.path().join("work/ask.py"), PROGRAM).unwrap();
+        Self { directory, origin }
+    }
+
+    fn call(&self, arguments: &[&str]) -> Call {
+        let below = |name: &str| self.directory.path().join(name);
+        fs::create_dir_all(below("run")).unwrap();
+        Call::new(arguments)
+            .env("SANDFORGE_CONFIG_DIR", below("config"))
+            .env("SANDFORGE_DATA_DIR", below("data"))
+            .env("SANDFORGE_RUNTIME_DIR", below("run"))
+            .env("OPENAI_API_KEY", KEY)
+    }
+
+    fn ask(&self, engine: &str, flags: &[&str], asked: &[&str]) -> Output {
+        let work = self.directory.path().join("work");
+        let work = work.to_str().unwrap();
+        let first = ["run", "--engine", engine, "-w", work];
+        let program = ["--", "python3", "ask.py"];
+        self.call(&[&first, flags, &program, asked].concat()).output()
+    }
+}
+
+#[test]
+fn a_key_is_used_outside_and_rules_are_by_method_and_path() {
+    for engine in engines() {
+        let place = Place::new();
+        let flags = ["--credential", "openai", "--allow", "READ docs.example/guide/**"];
+        let asked = [
+            "GET https://api.openai.com/v1/models",
+            "GET https://docs.example/guide/one",
+            "POST https://docs.example/guide/one",
+            "GET https://docs.example/other",
+            "GET https://nobody.example/",
+        ];
+        let output = place.ask(engine, &flags, &asked).exits(0);
+        let text = output.stdout.clone();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(!text.contains(KEY), "{engine}: {output}");
+        let placeholder = lines[0].strip_prefix("key ").expect("the first line");
+        assert!(placeholder.starts_with("sk-"), "{engine}: {output}");
+        assert!(lines[1].contains(" 200 heard GET /v1/models "), "{engine}: {output}");
+        assert!(lines[1].contains(&placeholder[..KEY.len()]), "{engine}: {output}");
+        assert!(lines[2].contains(" 200 heard GET /guide/one "), "{engine}: {output}");
+        for line in &lines[3..] {
+            assert!(line.contains(" 403 ") && line.contains("egress_denied"), "{engine}: {output}");
+        }
+        let asked = place.origin.asked.lock().unwrap().join("\n");
+        assert!(asked.contains(&format!("Bearer {KEY}\r\n")), "{engine}: {asked}");
+        assert_eq!(asked.matches("HTTP/1.1\r\n").count(), 2, "{engine}: {asked}");
+        output.says("it was denied nobody.example").says("--allow 'GET docs.example/other'");
+
+        let log = place.call(&["audit", "export"]).output().exits(0).stdout;
+        assert!(log.contains("egress_request") && log.contains("/guide/one"), "{log}");
+        assert!(!log.contains(KEY), "{log}");
+        place.call(&["audit", "verify"]).output().exits(0);
+    }
+}
+
+#[test]
+fn without_rules_there_is_no_network() {
+    for engine in engines() {
+        let place = Place::new();
+        let program = "import socket; print(socket.socket().connect_ex(('198.18.1.0', 443)))";
+        let output = place.call(&["-q", "run", "--engine", engine, "--", "python3", "-c", program]);
+        let output = output.output().exits(0);
+        // ENETUNREACH.
+        assert_eq!(output.stdout.trim(), "101", "{engine}: {output}");
+        assert!(place.origin.asked.lock().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_said_before_anything_starts() {
+    let place = Place::new();
+    for (flags, words) in [
+        (vec!["--allow", "FETCH example.com"], "FETCH"),
+        (vec!["--credential", "nobody"], "nobody"),
+        (vec!["--credential", "github"], "there is no credential for `github`"),
+        (vec!["--profile", "none-such"], "there is no profile `none-such`"),
+        (vec!["--network", "offline", "--allow", "example.com"], "offline"),
+        (vec!["--allow", "@github READ /**"], "needs the credential `github`"),
+    ] {
+        let arguments = [&["run"], &flags[..], &["true"]].concat();
+        let output = place.call(&arguments).env("GITHUB_TOKEN", "").env("GH_TOKEN", "").output();
+        output.exits(125).says(words);
+    }
+}
