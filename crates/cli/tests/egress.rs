@@ -157,7 +157,7 @@ fn a_key_is_used_outside_and_rules_are_by_method_and_path() {
             "GET https://nobody.example/",
         ];
         let output = place.ask(engine, &flags, &asked).exits(0);
-        let text = output.stdout.clone();
+        let text = String::from_utf8(output.stdout.clone()).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert!(!text.contains(KEY), "{engine}: {output}");
         let placeholder = lines[0].strip_prefix("key ").expect("the first line");
@@ -174,6 +174,7 @@ fn a_key_is_used_outside_and_rules_are_by_method_and_path() {
         output.says("it was denied nobody.example").says("--allow 'GET docs.example/other'");
 
         let log = place.call(&["audit", "export"]).output().exits(0).stdout;
+        let log = String::from_utf8(log).unwrap();
         assert!(log.contains("egress_request") && log.contains("/guide/one"), "{log}");
         assert!(!log.contains(KEY), "{log}");
         place.call(&["audit", "verify"]).output().exits(0);
@@ -188,7 +189,7 @@ fn without_rules_there_is_no_network() {
         let output = place.call(&["-q", "run", "--engine", engine, "--", "python3", "-c", program]);
         let output = output.output().exits(0);
         // ENETUNREACH.
-        assert_eq!(output.stdout.trim(), "101", "{engine}: {output}");
+        output.prints("101\n");
         assert!(place.origin.asked.lock().unwrap().is_empty());
     }
 }
