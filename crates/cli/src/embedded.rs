@@ -26,7 +26,6 @@ pub(crate) async fn manager() -> Result<Arc<Manager>, Failure> {
     let mut config = fleet::Config::new(Mode::Embedded, data);
     if let Ok(directory) = paths::config() {
         config.policy = Some(directory.join("policy.toml"));
-        config.network_rules = Some(directory.join("network.toml"));
         config.upstream = fleet::upstream(&directory).map_err(|error| open_failure(&error))?;
     }
     config.secrets = crate::secrets::options(true)?;
@@ -36,10 +35,9 @@ pub(crate) async fn manager() -> Result<Arc<Manager>, Failure> {
 
 pub(crate) fn open_failure(error: &OpenError) -> Failure {
     match error {
-        OpenError::Policy(_)
-        | OpenError::ReadPolicy { .. }
-        | OpenError::NetworkRules(_)
-        | OpenError::Upstream { .. } => Failure::from_error(Kind::Usage, error),
+        OpenError::Policy(_) | OpenError::ReadPolicy { .. } | OpenError::Upstream { .. } => {
+            Failure::from_error(Kind::Usage, error)
+        }
         OpenError::Supervisor(error) => crate::command::supervisor_failure(error),
         OpenError::Recover(error) => Failure::from_problem(&error.problem()),
         other => Failure::from_error(Kind::Failed, other),

@@ -4,14 +4,11 @@ use rules::RegistryKind::Apt;
 
 use crate::Search;
 
-const DEFAULT: &str = "http://deb.debian.org/";
-
 pub(crate) fn search(search: &mut Search<'_>) {
     let around = search.surroundings;
     let directory = around.etc("apt/sources.list.d");
     let mut paths = vec![around.etc("apt/sources.list")];
     paths.extend(around.list(&directory, &["list", "sources"]));
-    let mut is_configured = false;
     for path in paths {
         let Some((text, name)) = search.read(&path) else { continue };
         let found = match path.extension().is_some_and(|ending| ending == "sources") {
@@ -24,12 +21,8 @@ pub(crate) fn search(search: &mut Search<'_>) {
                 ["mirror+", "tor+"].iter().find_map(|way| url.strip_prefix(way)).unwrap_or(&url);
             if url.starts_with("http:") || url.starts_with("https:") {
                 search.add(Apt, url, &format!("{name}:{line}"));
-                is_configured = true;
             }
         }
-    }
-    if !is_configured {
-        search.add_defaults(Apt, &[DEFAULT], "apt");
     }
 }
 

@@ -3,9 +3,8 @@
 use rules::RegistryKind::{Cargo, Git};
 use toml::{Table, Value};
 
-use crate::Search;
+use crate::{Search, asked};
 
-const DEFAULTS: [&str; 2] = ["https://index.crates.io/", "https://static.crates.io/"];
 const CRATES_IO: &str = "crates-io";
 
 pub(crate) fn search(search: &mut Search<'_>) {
@@ -42,7 +41,9 @@ pub(crate) fn search(search: &mut Search<'_>) {
         add(search, &index, &name);
     }
     if !is_replaced {
-        search.add_defaults(Cargo, &DEFAULTS, "cargo");
+        let urls: Vec<String> =
+            home.iter().flat_map(|home| asked::of_cargo(around, home)).collect();
+        search.add_defaults(Cargo, &urls, "cargo");
     }
 }
 

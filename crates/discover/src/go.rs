@@ -4,9 +4,6 @@ use rules::RegistryKind::Go;
 
 use crate::{Search, ini};
 
-const PROXY: &str = "https://proxy.golang.org";
-const CHECKSUMS: &str = "https://sum.golang.org";
-
 pub(crate) fn search(search: &mut Search<'_>) {
     let around = search.surroundings;
     let file = match around.variable("GOENV") {
@@ -28,10 +25,13 @@ pub(crate) fn search(search: &mut Search<'_>) {
             settings.push((entry.key, entry.value, format!("{name}:{}", entry.line)));
         }
     }
+    for (key, value) in &around.built_in.go {
+        settings.push((key.clone(), value.clone(), "go's default".to_owned()));
+    }
     // The first that says something is the one that holds.
     let of = |key: &str| settings.iter().find(|(name, value, _)| name == key && !value.is_empty());
     match of("GOPROXY") {
-        None => search.add_defaults(Go, &[PROXY], "go"),
+        None => search.add_defaults(Go, &[], "go"),
         Some((_, list, from)) => {
             for url in list.split([',', '|']).map(str::trim) {
                 if !matches!(url, "" | "direct" | "off") && !url.starts_with("file:") {
@@ -50,6 +50,6 @@ pub(crate) fn search(search: &mut Search<'_>) {
                 search.add(Go, &format!("https://{name}"), from);
             }
         },
-        None => search.add_defaults(Go, &[CHECKSUMS], "go"),
+        None => {}
     }
 }

@@ -1,6 +1,6 @@
 //! Where packages come from: the registries that the user's own npm, pip, cargo, go, apt and git are
 //! configured for. What is found is data with its place; it is shown, written to [`FILE`], and what
-//! fetch mode allows.
+//! fetch mode allows. No address is known here: what a tool has built in it is asked for.
 //!
 //! Only the configuration of the user and of the computer is read, never one of a working directory:
 //! that comes with a repository, and could name any host. A user or a password in an address is
@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod asked;
 mod cargo;
 mod file;
 mod git;
@@ -19,6 +20,7 @@ mod places;
 
 use rules::{Registry, RegistryKind};
 
+pub use asked::BuiltIn;
 pub use file::{Error, FILE, Fault};
 pub use places::Surroundings;
 
@@ -101,9 +103,14 @@ impl Search<'_> {
     }
 
     /// Adds what a tool takes where nothing is configured.
-    fn add_defaults(&mut self, kind: RegistryKind, urls: &[&str], tool: &str) {
+    /// Adds what a tool has built in.
+    fn add_defaults(&mut self, kind: RegistryKind, urls: &[String], tool: &str) {
         for url in urls {
             self.add(kind, url, &format!("{tool}'s default"));
+        }
+        if urls.is_empty() {
+            let text = "it does not tell where its packages come from: name it in registries.toml";
+            self.note(tool, text);
         }
     }
 

@@ -5,8 +5,6 @@ use toml::{Table, Value};
 
 use crate::{Search, ini};
 
-const DEFAULT: &str = "https://registry.npmjs.org/";
-
 pub(crate) fn search(search: &mut Search<'_>) {
     let mut has_main = false;
     for name in [
@@ -45,7 +43,7 @@ pub(crate) fn search(search: &mut Search<'_>) {
     }
     has_main |= yarn(search) | bun(search);
     if !has_main {
-        search.add_defaults(Npm, &[DEFAULT], "npm");
+        search.add_defaults(Npm, &search.surroundings.built_in.npm, "npm");
     }
 }
 

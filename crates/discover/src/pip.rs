@@ -5,13 +5,11 @@ use toml::{Table, Value};
 
 use crate::{Search, ini};
 
-const DEFAULTS: [&str; 2] = ["https://pypi.org/simple", "https://files.pythonhosted.org/"];
-
 pub(crate) fn search(search: &mut Search<'_>) {
     // Who has named another index for one of the tools means it for both.
     let has_main = pip(search) | uv(search);
     if !has_main {
-        search.add_defaults(Pip, &DEFAULTS, "pip");
+        search.add_defaults(Pip, &search.surroundings.built_in.pip, "pip");
     }
 }
 

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::BuiltIn;
+
 /// Longest file of configuration that is read.
 const MAX_FILE: u64 = 1 << 20;
 /// Most files of one directory.
@@ -19,16 +21,19 @@ pub struct Surroundings {
     pub home: Option<PathBuf>,
     /// The user's environment.
     pub environment: BTreeMap<String, String>,
+    /// What the tools take where nothing is configured.
+    pub built_in: BuiltIn,
 }
 
 impl Surroundings {
-    /// Those of this process.
+    /// Those of this process. Runs the tools that are there.
     pub fn of_process() -> Self {
         let environment: BTreeMap<String, String> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
         let home = environment.get("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
-        Self { root: PathBuf::from("/"), home, environment }
+        let built_in = BuiltIn::of_tools();
+        Self { root: PathBuf::from("/"), home, environment, built_in }
     }
 
     pub(crate) fn variable(&self, name: &str) -> Option<&str> {

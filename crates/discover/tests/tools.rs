@@ -2,14 +2,19 @@
 
 use std::path::Path;
 
-use discover::{Discovery, Surroundings, discover};
+use discover::{BuiltIn, Discovery, Surroundings, discover};
 use rules::RegistryKind::{self, Apt, Cargo, Git, Go, Npm, Pip};
+
+/// What Cargo keeps of an index.
+const INDEX: &str =
+    "{\"dl\": \"https://files.example:443/crates\", \"api\": \"https://x.example\"}";
 
 /// A computer with these files and this environment. Files that begin with `~/` are the user's.
 fn found_in(files: &[(&str, &str)], environment: &[(&str, &str)]) -> Discovery {
     let root = tempfile::tempdir().unwrap();
     let home = root.path().join("home/ann");
-    for (path, text) in files {
+    let index = ("~/.cargo/registry/index/index.example-1949cf8c6b5b557f/config.json", INDEX);
+    for (path, text) in [&[index][..], files].concat() {
         let path = match path.strip_prefix("~/") {
             Some(below) => home.join(below),
             None => root.path().join(path.trim_start_matches('/')),
@@ -17,7 +22,15 @@ fn found_in(files: &[(&str, &str)], environment: &[(&str, &str)]) -> Discovery {
         std::fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/"))).unwrap();
         std::fs::write(path, text).unwrap();
     }
+    let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
+    let go = [("GOPROXY", "https://go.example,direct"), ("GOSUMDB", "sum.example")];
+    let built_in = BuiltIn {
+        npm: lines(&["https://npm.example/"]),
+        pip: lines(&["https://pip.example/simple", "https://files.example/"]),
+        go: go.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+    };
     discover(&Surroundings {
+        built_in,
         root: root.path().to_path_buf(),
         home: Some(home),
         environment: environment
@@ -38,33 +51,38 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn without_configuration_there_are_the_defaults_of_the_tools() {
+fn without_configuration_there_is_what_the_tools_have_built_in() {
     let discovery = found_in(&[], &[]);
-    assert_eq!(of(&discovery, Npm), pairs(&[("https://registry.npmjs.org/", "npm's default")]));
+    assert_eq!(of(&discovery, Npm), pairs(&[("https://npm.example/", "npm's default")]));
     assert_eq!(
         of(&discovery, Pip),
         pairs(&[
-            ("https://pypi.org/simple", "pip's default"),
-            ("https://files.pythonhosted.org/", "pip's default"),
+            ("https://pip.example/simple", "pip's default"),
+            ("https://files.example/", "pip's default"),
         ])
     );
     assert_eq!(
         of(&discovery, Cargo),
         pairs(&[
-            ("https://index.crates.io/", "cargo's default"),
-            ("https://static.crates.io/", "cargo's default"),
+            ("https://index.example/", "cargo's default"),
+            ("https://files.example/", "cargo's default"),
         ])
     );
     assert_eq!(
         of(&discovery, Go),
-        pairs(&[
-            ("https://proxy.golang.org", "go's default"),
-            ("https://sum.golang.org", "go's default")
-        ])
+        pairs(&[("https://go.example", "go's default"), ("https://sum.example", "go's default")])
     );
-    assert_eq!(of(&discovery, Apt), pairs(&[("http://deb.debian.org/", "apt's default")]));
+    assert_eq!(of(&discovery, Apt), []);
     assert_eq!(of(&discovery, Git), []);
     assert_eq!(discovery.notes, []);
+}
+
+#[test]
+fn a_tool_that_does_not_tell_is_named() {
+    let discovery = discover(&Surroundings::default());
+    assert_eq!(discovery.found, []);
+    let of: Vec<&str> = discovery.notes.iter().map(|note| note.from.as_str()).collect();
+    assert_eq!(of, ["npm", "pip", "cargo", "go"]);
 }
 
 #[test]

@@ -25,8 +25,6 @@ pub struct Config {
     pub policy: Option<PathBuf>,
     /// The project's policy, which can only narrow.
     pub project_policy: Option<PathBuf>,
-    /// The administrator's rules of the network, which narrow those of every sandbox.
-    pub network_rules: Option<PathBuf>,
     /// How servers of the network are found and trusted.
     pub upstream: egress::Options,
     /// Sandboxes with a machine, or on their way to one.
@@ -64,7 +62,6 @@ impl Config {
             data: data.into(),
             policy: None,
             project_policy: None,
-            network_rules: None,
             upstream: egress::Options::default(),
             max_sandboxes: 1000,
             max_booting: (2 * cpus).max(4),

@@ -72,9 +72,6 @@ pub enum OpenError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The administrator's rules of the network are none.
-    #[error(transparent)]
-    NetworkRules(#[from] ::rules::Error),
     /// The identity provider cannot be used.
     #[error(transparent)]
     Provider(#[from] access::jwt::ConfigError),

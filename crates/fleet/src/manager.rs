@@ -111,7 +111,6 @@ impl Manager {
             )),
             config,
         });
-        manager.load_bounds()?;
         manager.spawn_network();
         manager.recover().await?;
         if manager.config.mode == Mode::Daemon {

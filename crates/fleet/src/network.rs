@@ -83,7 +83,6 @@ pub struct Denied {
 pub(crate) struct Network {
     upstream: OnceLock<Result<Arc<Upstream>, String>>,
     registries: OnceLock<Vec<rules::Registry>>,
-    bounds: Mutex<Option<Layer>>,
     sender: mpsc::Sender<Written>,
     receiver: Mutex<Option<mpsc::Receiver<Written>>>,
 }
@@ -100,7 +99,6 @@ impl Default for Network {
         Self {
             upstream: OnceLock::new(),
             registries: OnceLock::new(),
-            bounds: Mutex::default(),
             sender,
             receiver: Mutex::new(Some(receiver)),
         }
@@ -354,7 +352,7 @@ impl Manager {
         if mode == rules::Mode::Fetch {
             own.push(Layer::fetch(&self.registries()));
         }
-        Rules::new(mode, own, self.bounds()).map_err(|error| wrong("allow", error))
+        Rules::new(mode, own, self.policy.load().endpoints()).map_err(|error| wrong("allow", error))
     }
 
     /// Fetches the credentials of a sandbox.
@@ -520,31 +518,6 @@ impl Manager {
         let Some(way) = lock(&seat.way_out).clone() else { return Ok(()) };
         let found = self.credentials_of(row).await?;
         way.gateway.set_rules(self.rules(&Wanted::of(row), &used(&found))?);
-        Ok(())
-    }
-
-    /// What narrows every sandbox: the rules of the administrator and of the project.
-    fn bounds(&self) -> Vec<Layer> {
-        lock(&self.network.bounds).iter().cloned().collect()
-    }
-
-    /// Reads the administrator's rules again. What is there stays where they are wrong.
-    ///
-    /// # Errors
-    /// `ReadPolicy` and `NetworkRules`.
-    pub(crate) fn load_bounds(&self) -> Result<(), OpenError> {
-        let Some(path) = &self.config.network_rules else { return Ok(()) };
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(OpenError::ReadPolicy { path: path.clone(), source }),
-        };
-        let catalogue = &self.config.catalogue;
-        let services: Vec<Arc<Service>> =
-            catalogue.names().filter_map(|name| catalogue.get(name).ok()).collect();
-        let source = path.display().to_string();
-        let layer = Layer::from_toml(&source, &text, &services)?;
-        *lock(&self.network.bounds) = Some(layer);
         Ok(())
     }
 

@@ -280,10 +280,12 @@ impl Definition {
                 let problem = format!("{} holds the credential already, by `env`", name.value);
                 return Err((name.span.clone(), wrong("extra_env", problem)));
             }
-            let mut all = expand("extra_env", value, values)?;
+            let (mut names, mut all) =
+                (expand("extra_env", name, values)?, expand("extra_env", value, values)?);
             // A variable cannot hold several regions, say, so the user sets it by themselves.
-            if let (Some(value), true) = (all.pop(), all.is_empty()) {
-                variables.push((name.value.clone(), value));
+            let only = (names.pop(), all.pop(), names.is_empty() && all.is_empty());
+            if let (Some(name), Some(value), true) = only {
+                variables.push((name, value));
             }
         }
         Ok(variables)

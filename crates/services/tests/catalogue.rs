@@ -274,3 +274,14 @@ fn the_page_of_services_is_what_the_catalogue_says() {
         "docs/services.md is out of date: SANDFORGE_WRITE_DOCS=1 cargo test -p services --test catalogue"
     );
 }
+
+#[test]
+fn a_registry_is_the_one_that_the_user_names() {
+    let host = [("host".to_owned(), "npm.example.com".to_owned())].into();
+    let service = Catalogue::built_in().get_with("npm", &host).unwrap();
+    let variables = service.environment("npm_placeholder", None);
+    let token =
+        ("npm_config_//npm.example.com/:_authToken".to_owned(), "npm_placeholder".to_owned());
+    assert!(variables.contains(&token), "{variables:?}");
+    assert_eq!(service.inject_hosts[0].to_string(), "npm.example.com:443");
+}

@@ -205,7 +205,6 @@ impl ServeArgs {
         let default = || paths::config().ok().map(|directory| directory.join("policy.toml"));
         config.policy = self.policy.clone().or_else(default);
         if let Ok(directory) = paths::config() {
-            config.network_rules = Some(directory.join("network.toml"));
             config.upstream =
                 fleet::upstream(&directory).map_err(|error| embedded::open_failure(&error))?;
         }

@@ -1,0 +1,110 @@
+//! What the tools take where nothing is configured: they are asked, since they know.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Surroundings;
+
+/// How long a tool may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest answer, in bytes.
+const MAX_ANSWER: u64 = 16 << 10;
+
+/// Addresses that tools have built in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BuiltIn {
+    /// npm's registry.
+    pub npm: Vec<String>,
+    /// pip's index, and where its files are.
+    pub pip: Vec<String>,
+    /// Go's proxy and its database of checksums, by the names of their settings.
+    pub go: Vec<(String, String)>,
+}
+
+impl BuiltIn {
+    /// Asks the tools that are there. Where one is not, there is nothing of it.
+    pub fn of_tools() -> Self {
+        let npm = answer("npm", &["config", "get", "registry"]);
+        let program = "from pip._internal.models.index import PyPI as P; \
+                       print(P.simple_url); print('https://' + P.file_storage_domain + '/')";
+        let pip = answer("python3", &["-I", "-c", program]);
+        let go = answer("go", &["env", "GOPROXY", "GOSUMDB"]);
+        let go = ["GOPROXY", "GOSUMDB"].map(str::to_owned).into_iter().zip(go);
+        Self { npm, pip, go: go.collect() }
+    }
+}
+
+/// The lines that a tool prints. It runs where there is no project that could tell it otherwise.
+fn answer(tool: &str, arguments: &[&str]) -> Vec<String> {
+    let mut command = Command::new(tool);
+    command.args(arguments).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let Ok(mut child) = command.spawn() else { return Vec::new() };
+    let begun = Instant::now();
+    let ended = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status.success(),
+            Ok(None) if begun.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            _ => {
+                let _ = child.kill();
+                let _ = child.wait();
+                break false;
+            }
+        }
+    };
+    let mut text = String::new();
+    let stdout = child.stdout.take().filter(|_| ended);
+    let read = stdout.map(|stdout| stdout.take(MAX_ANSWER).read_to_string(&mut text));
+    match read {
+        Some(Ok(_)) => text.lines().map(|line| line.trim().to_owned()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The registry that Cargo has fetched from: it keeps each index by the name of its host, with the
+/// address of the packages.
+pub(crate) fn of_cargo(around: &Surroundings, home: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(home.join("registry/index")) else { return Vec::new() };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    let mut found = Vec::new();
+    for path in paths {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let Some((host, _)) = name.rsplit_once('-') else { continue };
+        let Ok(Some(text)) = around.read(&path.join("config.json")) else { continue };
+        found.push(format!("https://{host}/"));
+        found.extend(download(&text));
+    }
+    found
+}
+
+/// `dl` of an index's configuration: everything up to the path of its host.
+fn download(json: &str) -> Option<String> {
+    let url = json.split("\"dl\"").nth(1)?.split('"').nth(1)?;
+    let (scheme, rest) = url.split_once("://")?;
+    let host = rest.split('/').next()?;
+    Some(format!("{scheme}://{}/", host.strip_suffix(":443").unwrap_or(host)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_packages_are_is_in_the_configuration_of_their_index() {
+        let json = r#"{"dl": "https://index.example:443/api/crates", "api": "https://x"}"#;
+        assert_eq!(download(json).as_deref(), Some("https://index.example/"));
+        assert_eq!(download("{}"), None);
+    }
+
+    #[test]
+    fn a_tool_that_is_not_there_tells_nothing() {
+        assert_eq!(answer("no-such-tool-of-sandforge", &[]), Vec::<String>::new());
+        assert_eq!(answer("false", &[]), Vec::<String>::new());
+        assert_eq!(answer("echo", &["one"]), ["one"]);
+    }
+}
