@@ -61,13 +61,14 @@ const ALONE: &str = "SANDFORGE_TEST_ALONE";
 fn machines_one_after_another_leave_no_descriptor_behind() {
     // In a process of its own: the tests beside this one open descriptors too.
     if std::env::var_os(ALONE).is_none() {
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "end::machines_one_after_another_leave_no_descriptor_behind"])
             .args(["--nocapture", "--test-threads", "1"])
             .env(ALONE, "1")
-            .status()
+            .output()
             .unwrap();
-        assert!(status.success(), "{status}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stdout));
         return;
     }
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
