@@ -433,8 +433,8 @@ impl Manager {
     ) -> Result<(), Error> {
         let next = crate::rules::changed(row, change.clone());
         if row.network == NetworkMode::Offline && next.network != NetworkMode::Offline {
-            let problem = "cannot become another where it was made `offline`";
-            return Err(Problem::invalid("network", problem).with_remedy("make another").into());
+            let remedy = "it was made without a network; make another";
+            return Err(Error::State { state: row.state, remedy });
         }
         let found = self.credentials_of(&next).await?;
         self.rules(&Wanted::of(&next), &used(&found)).map(drop)

@@ -23,15 +23,27 @@ TAG = re.compile(r'"[0-9]{1,20}"|\*')
 
 
 def settle(create):
-    """Names the one engine that there is, which has neither images nor processors, and a
-    directory that is there."""
+    """Names the one engine that there is, which has neither images nor processors, a directory
+    that is there, and rules that are some; there are no credentials."""
     if not isinstance(create, dict):
         return
     create["engine"] = "mock"
     for field in ("image", "cpu", "min_isolation"):
         create.pop(field, None)
+    for field in ("profiles", "credentials"):
+        create.pop(field, None)
+    rules(create)
     for mount in create.get("mounts") or []:
         mount["host_path"] = MOUNT
+
+
+def rules(body):
+    """Makes every line one. Without a network none is allowed."""
+    for field in ("allow", "deny"):
+        if body.get(field):
+            body[field] = ["READ example.com/**"] * len(body[field])
+    if body.get("allow") and body.get("network") == "offline":
+        body["network"] = "allow"
 
 
 @schemathesis.serializer("application/x-tar")
@@ -47,14 +59,19 @@ def before_call(context, case, kwargs):
         return
     if label == "POST /v1/sandboxes":
         settle(body)
+    elif label == "PATCH /v1/sandboxes/{sandbox}":
+        rules(body)
     elif label.startswith("PUT ") and "/secrets/" in label:
         # A service has to be known, and a secret has exactly one source.
         case.path_parameters["service"] = "github"
-        for field in ("command", "env", "custom", "parameters"):
+        for field in ("command", "env", "custom", "parameters", "workspace"):
             body.pop(field, None)
         body["value"] = "a-value-of-the-tester"
     elif label == "POST /v1/policy/check":
         settle(body["request"].get("create"))
+        if isinstance(body["request"].get("reach"), dict):
+            body["request"]["reach"]["url"] = "https://example.com/"
+            settle(body["request"]["reach"].get("create"))
         if "mount" in body["request"]:
             body["request"]["mount"]["host_path"] = MOUNT
 
