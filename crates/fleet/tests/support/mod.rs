@@ -1,5 +1,5 @@
 //! A fleet on the mock engine, in a directory of its own.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "every test file is a program of its own and uses its part of this")]
 
 use std::sync::Arc;
 use std::time::Duration;
