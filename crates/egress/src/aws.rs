@@ -28,7 +28,7 @@ pub(crate) struct Signed {
     scope: Scope,
     payload: Payload,
     /// Takes the chunks off the body.
-    pub(crate) chunked: Option<Box<Chunked>>,
+    chunked: Option<Box<Chunked>>,
     /// The query without what was of the signature.
     pub(crate) query: String,
 }

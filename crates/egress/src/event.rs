@@ -54,6 +54,31 @@ pub struct Event {
     pub duration: Duration,
 }
 
+impl Event {
+    /// A request that begins now and is allowed, by this set of rules.
+    pub(crate) fn new(generation: u64) -> Self {
+        Self {
+            at: SystemTime::now(),
+            kind: Kind::Request,
+            host: String::new(),
+            port: 0,
+            method: None,
+            path: None,
+            decision: Decision::Allowed,
+            rule: None,
+            reason: None,
+            hint: None,
+            generation,
+            credential: None,
+            status: None,
+            sent: 0,
+            received: 0,
+            redacted: 0,
+            duration: Duration::ZERO,
+        }
+    }
+}
+
 fn shown<S: serde::Serializer>(rule: &Option<Origin>, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(rule.as_ref().expect("none is skipped"))
 }

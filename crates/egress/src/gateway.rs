@@ -20,7 +20,7 @@ use crate::credential::{Bound, Credential, Credentials};
 use crate::event::{Decision, Journal, Kind};
 use crate::gate::Gated;
 use crate::names::{Names, is_synthetic};
-use crate::pipeline::{Entry, Finish, Pipeline};
+use crate::pipeline::{Entry, Finish, Pipeline, refusal};
 use crate::pool::{Pool, Protocol};
 use crate::stream::{GuestStream, Replay};
 use crate::upstream::Upstream;
@@ -65,6 +65,13 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config").field("sandbox", &self.sandbox).finish_non_exhaustive()
     }
+}
+
+/// How a connection may go on.
+struct Way {
+    kind: rules::Kind,
+    allow_private: bool,
+    rule: rules::Origin,
 }
 
 /// The network of one sandbox. Clones are the same one.
@@ -128,8 +135,7 @@ impl Gateway {
         self.0.refused.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Adds a credential, or takes another value for it. The placeholder of one that is there stays
-    /// what the guest knows.
+    /// Adds a credential, or puts it in the place of the service's present one.
     ///
     /// # Errors
     /// `Secret`, `Placeholder` and `Redact`; then nothing has changed.
@@ -201,15 +207,10 @@ impl Inner {
     /// Returns when the rules have come to refuse the endpoint.
     pub(crate) async fn until_refused(&self, authority: &Authority) {
         let mut rules = self.rules.subscribe();
-        loop {
-            if rules.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-            let current = rules.borrow_and_update().0.clone();
-            if current.endpoint(&authority.host, authority.port).is_err() {
-                return;
-            }
-        }
+        let refuses =
+            |(rules, _): &(Rules, u64)| rules.endpoint(&authority.host, authority.port).is_err();
+        // Also where they came to while the connection was made. They last as long as this does.
+        let _ = rules.wait_for(refuses).await;
     }
 
     async fn dns<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) {
@@ -230,8 +231,7 @@ impl Inner {
             return;
         }
         drop(refused);
-        let mut finish = self.begin(Kind::Lookup, name.to_string(), 0);
-        finish.deny(refusal);
+        self.begin(Kind::Lookup, name.to_string(), 0).deny(refusal);
     }
 
     fn begin(&self, kind: Kind, host: String, port: u16) -> Finish {
@@ -255,14 +255,9 @@ impl Inner {
             IpAddr::V4(v4) if is_synthetic(v4) => match self.names.name(v4) {
                 Some(name) => self.reach(Authority { host: Host::Name(name), port }, stream).await,
                 None => {
-                    let mut finish = self.begin(Kind::Connection, v4.to_string(), port);
-                    let refusal = Refusal {
-                        rule: None,
-                        reason: "no name was looked up that this address stands for".into(),
-                        hint: String::new(),
-                    };
-                    finish.deny(&refusal);
-                    stream.refuse(refusal.reason);
+                    let to = Authority { host: Host::Address(address), port };
+                    let reason = "no name was looked up that this address stands for";
+                    self.turn_away(&to, refusal(reason), stream);
                 }
             },
             address => self.reach(Authority { host: Host::Address(address), port }, stream).await,
@@ -276,11 +271,10 @@ impl Inner {
             // Whoever looks for a metadata service is told at once that there is none.
             GATEWAY_PORT | 80 => Entry::BaseUrl { port },
             _ => {
-                let mut finish = self.begin(Kind::Connection, OWN_ADDRESS.to_string(), port);
+                let to = Authority { host: Host::Address(OWN_ADDRESS.into()), port };
                 let reason =
                     format!("the gateway serves its ports {PROXY_PORT} and {GATEWAY_PORT} only");
-                finish.deny(&Refusal { rule: None, reason: reason.clone(), hint: String::new() });
-                return stream.refuse(reason);
+                return self.turn_away(&to, refusal(&reason), stream);
             }
         };
         self.http1(stream, entry, None).await;
@@ -301,81 +295,56 @@ impl Inner {
     }
 
     async fn reach(self: Arc<Self>, authority: Authority, mut stream: Box<dyn GuestStream>) {
-        let rules = self.rules();
-        let (kind, allow_private) = match rules.endpoint(&authority.host, authority.port) {
-            Ok(endpoint) => (endpoint.kind, endpoint.allow_private),
-            Err(refusal) => return self.explain(authority, refusal, stream).await,
+        let way = match self.rules().endpoint(&authority.host, authority.port) {
+            Ok(endpoint) => Ok(Way {
+                kind: endpoint.kind,
+                allow_private: endpoint.allow_private,
+                rule: endpoint.rule.clone(),
+            }),
+            // Who has no name cannot be told in TLS either.
+            Err(refusal) if authority.host.name().is_none() => {
+                return self.turn_away(&authority, refusal, stream);
+            }
+            // It is taken only to say why it is refused, where that can be said.
+            Err(refusal) => Err(refusal),
         };
-        if kind == rules::Kind::Tcp {
-            let rule = rules
-                .endpoint(&authority.host, authority.port)
-                .ok()
-                .map(|endpoint| endpoint.rule.clone());
-            return self.tunnel(authority, allow_private, rule, Vec::new(), stream).await;
-        }
-        match first(&mut stream).await {
-            Some(0x16) => {
-                self.tls(authority, kind, allow_private, None, stream_with(stream, 0x16)).await
+        let way = match way {
+            Ok(way) if way.kind == rules::Kind::Tcp => {
+                return self.tunnel(authority, way, Vec::new(), stream).await;
             }
-            Some(byte) if byte.is_ascii_uppercase() => {
+            way => way,
+        };
+        let first = first(&mut stream).await;
+        match (first, way) {
+            (Some(0x16), way) => self.tls(authority, way, replayed(stream, 0x16)).await,
+            (Some(byte), way) if byte.is_ascii_uppercase() => {
                 let entry = Entry::Direct { authority, is_secure: false };
-                self.http1(stream_with(stream, byte), entry, None).await;
+                self.http1(replayed(stream, byte), entry, way.err()).await;
             }
-            other => {
-                let reason = match other {
+            (_, Err(refusal)) => self.turn_away(&authority, refusal, stream),
+            (first, Ok(_)) => {
+                let reason = match first {
                     Some(_) => "what is neither TLS nor HTTP needs a rule of its own",
                     None => {
                         "the guest said nothing; where the server speaks first, a rule has to say so"
                     }
                 };
                 let hint = format!("tcp {}:{}", authority.host, authority.port);
-                let mut finish =
-                    self.begin(Kind::Connection, authority.host.to_string(), authority.port);
-                finish.deny(&Refusal { rule: None, reason: reason.into(), hint });
-                stream.refuse(reason.into());
+                self.turn_away(&authority, Refusal { hint, ..refusal(reason) }, stream);
             }
         }
     }
 
-    /// Takes a connection only to say why it is refused, where it can be said.
-    async fn explain(
-        self: Arc<Self>,
-        authority: Authority,
-        refusal: Refusal,
-        mut stream: Box<dyn GuestStream>,
-    ) {
-        let is_named = authority.host.name().is_some();
-        let first = if is_named { first(&mut stream).await } else { None };
-        match first {
-            Some(0x16) => {
-                self.tls(
-                    authority,
-                    rules::Kind::Http,
-                    false,
-                    Some(refusal),
-                    stream_with(stream, 0x16),
-                )
-                .await
-            }
-            Some(byte) if byte.is_ascii_uppercase() => {
-                let entry = Entry::Direct { authority, is_secure: false };
-                self.http1(stream_with(stream, byte), entry, Some(refusal)).await;
-            }
-            _ => {
-                let mut finish =
-                    self.begin(Kind::Connection, authority.host.to_string(), authority.port);
-                finish.deny(&refusal);
-                stream.refuse(refusal.reason);
-            }
-        }
+    /// Refuses a connection, and writes that down.
+    fn turn_away(&self, to: &Authority, refusal: Refusal, stream: Box<dyn GuestStream>) {
+        self.begin(Kind::Connection, to.host.to_string(), to.port).deny(&refusal);
+        stream.refuse(refusal.reason);
     }
 
     async fn tls(
         self: Arc<Self>,
         authority: Authority,
-        kind: rules::Kind,
-        allow_private: bool,
-        refusal: Option<Refusal>,
+        way: Result<Way, Refusal>,
         stream: Replay<Box<dyn GuestStream>>,
     ) {
         let mut finish = self.begin(Kind::Connection, authority.host.to_string(), authority.port);
@@ -394,26 +363,23 @@ impl Inner {
         let guest_speaks_h2 =
             offered.alpn().is_some_and(|mut protocols| protocols.any(|name| name == b"h2"));
         if !agrees {
-            finish.deny(&Refusal {
-                rule: None,
-                reason: "the TLS handshake names another host than the connection".into(),
-                hint: String::new(),
-            });
+            finish.deny(&refusal("the TLS handshake names another host than the connection"));
             let tokio_rustls::StartHandshake { io: mut stream, .. } = hello;
             stream.write_all(&alert(UNRECOGNIZED_NAME)).await.ok();
             return stream.shutdown().await.unwrap_or_default();
         }
-        if kind == rules::Kind::Tunnel && self.credentials().at(&authority).is_none() {
-            let tokio_rustls::StartHandshake { io, .. } = hello;
-            let (stream, read) = io.into_parts();
-            finish.forget();
-            let rules = self.rules();
-            let rule = rules
-                .endpoint(&authority.host, authority.port)
-                .ok()
-                .map(|endpoint| endpoint.rule.clone());
-            return self.tunnel(authority, allow_private, rule, read, stream).await;
-        }
+        let refusal = match way {
+            Ok(way)
+                if way.kind == rules::Kind::Tunnel
+                    && self.credentials().at(&authority).is_none() =>
+            {
+                let tokio_rustls::StartHandshake { io, .. } = hello;
+                let (stream, read) = io.into_parts();
+                finish.forget();
+                return self.tunnel(authority, way, read, stream).await;
+            }
+            way => way.err(),
+        };
         let with_h2 = self.pool.protocol(&authority) != Some(Protocol::H1);
         let config = match self.certificates.config(&authority.host, with_h2) {
             Ok(config) => config,
@@ -492,15 +458,14 @@ impl Inner {
     async fn tunnel(
         self: Arc<Self>,
         authority: Authority,
-        allow_private: bool,
-        rule: Option<rules::Origin>,
+        way: Way,
         read: Vec<u8>,
         mut stream: Box<dyn GuestStream>,
     ) {
         let mut finish = self.begin(Kind::Connection, authority.host.to_string(), authority.port);
-        finish.event.rule = rule;
+        finish.event.rule = Some(way.rule);
         let mut server =
-            match self.upstream.dial(&authority.host, authority.port, allow_private).await {
+            match self.upstream.dial(&authority.host, authority.port, way.allow_private).await {
                 Ok(server) => server,
                 Err(error) => {
                     finish.failed(&error);
@@ -538,7 +503,7 @@ async fn first(stream: &mut Box<dyn GuestStream>) -> Option<u8> {
     tokio::time::timeout(PEEK, stream.read_u8()).await.ok()?.ok()
 }
 
-fn stream_with(stream: Box<dyn GuestStream>, first: u8) -> Replay<Box<dyn GuestStream>> {
+fn replayed(stream: Box<dyn GuestStream>, first: u8) -> Replay<Box<dyn GuestStream>> {
     Replay::new(stream, vec![first])
 }
 

@@ -6,10 +6,10 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::Bytes;
-use canonical::{Authority, Leniency, Path, Query};
+use canonical::{Authority, Path, Query};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use crate::aws::{Came, Signed};
 use crate::body::{Decoder, Reply, Sent, Served, may_trail};
 use crate::credential::{Credentials, Misuse};
-use crate::event::{Decision, Event, Journal, Kind};
+use crate::event::{Decision, Event, Journal};
 use crate::gate::Answer;
 use crate::gateway::Inner;
 use crate::pool::{Route, Unanswered};
@@ -106,8 +106,7 @@ pub(crate) struct Refused {
 
 impl Refused {
     fn new(status: StatusCode, error: &'static str, reason: impl Into<String>) -> Self {
-        let refusal = Refusal { rule: None, reason: reason.into(), hint: String::new() };
-        Self { status, error, refusal }
+        Self { status, error, refusal: refusal(&reason.into()) }
     }
 
     fn malformed(reason: impl Into<String>) -> Self {
@@ -127,10 +126,38 @@ impl Refused {
 struct Asked {
     authority: Authority,
     is_secure: bool,
+    /// A rule names its private address.
+    allow_private: bool,
     path: Path,
     query: Query,
     /// What the guest put before the path, and expects before it in what it is answered.
     prefix: Option<String>,
+}
+
+impl Asked {
+    /// Brings the target to one spelling: that of what the rules allow paths of the host, where they
+    /// name it, and the strictest where they do not.
+    fn new(
+        rules: &Rules,
+        authority: Authority,
+        is_secure: bool,
+        path: &str,
+        query: Option<&str>,
+    ) -> Result<Self, Refused> {
+        let (leniency, allow_private) = rules
+            .endpoint(&authority.host, authority.port)
+            .map(|endpoint| (endpoint.leniency, endpoint.allow_private))
+            .unwrap_or_default();
+        let path =
+            Path::parse(path, leniency).map_err(|error| Refused::malformed(error.to_string()))?;
+        let query = match query {
+            None => Query::default(),
+            Some(query) => {
+                Query::parse(query).map_err(|error| Refused::malformed(error.to_string()))?
+            }
+        };
+        Ok(Self { authority, is_secure, allow_private, path, query, prefix: None })
+    }
 }
 
 impl Pipeline {
@@ -226,7 +253,8 @@ impl Pipeline {
         }
         let credentials = gateway.credentials();
         let websocket = websocket::asked(&request);
-        let mut asked = self.asked(&request, &credentials)?;
+        let rules = gateway.rules();
+        let mut asked = self.asked(&request, &rules, &credentials)?;
         finish.event.host = asked.authority.host.to_string();
         finish.event.port = asked.authority.port;
         finish.event.path = Some(asked.path.as_str().to_owned());
@@ -259,7 +287,6 @@ impl Pipeline {
         }
         screen(&mut headers, websocket.is_some(), is_grpc)?;
 
-        let rules = gateway.rules();
         let content_type = match headers.get(header::CONTENT_TYPE) {
             None => None,
             Some(value) => {
@@ -331,9 +358,6 @@ impl Pipeline {
         let decoder = signed.as_mut().and_then(Signed::decoder);
         let body = Sent::new(first, rest, finish.sent.clone(), decoder);
         let only_h1 = websocket.is_some() || !guest_is_h2;
-        let allow_private = rules
-            .endpoint(&asked.authority.host, asked.authority.port)
-            .is_ok_and(|endpoint| endpoint.allow_private);
         let mut outgoing = Request::new(body);
         *outgoing.method_mut() = method;
         *outgoing.uri_mut() = target(&asked, &query)?;
@@ -342,7 +366,8 @@ impl Pipeline {
         }
         *outgoing.headers_mut() = headers;
         let route = Route { authority: asked.authority.clone(), is_secure: asked.is_secure };
-        let (mut response, lease) = self.send(outgoing, &route, allow_private, only_h1).await?;
+        let (mut response, lease) =
+            self.send(outgoing, &route, asked.allow_private, only_h1).await?;
 
         finish.event.status = Some(response.status().as_u16());
         if let (Some(websocket), Some(guest)) = (&websocket, guest_upgrade) {
@@ -443,6 +468,7 @@ impl Pipeline {
     fn asked(
         &self,
         request: &Request<Incoming>,
+        rules: &Rules,
         credentials: &Credentials,
     ) -> Result<Asked, Refused> {
         let uri = request.uri();
@@ -475,15 +501,7 @@ impl Pipeline {
                 if named.or(said).is_none() {
                     return Err(Refused::malformed("no host is named"));
                 }
-                let leniency = leniency(&self.gateway.rules(), authority);
-                let (path, query) = canonical_target(uri.path(), uri.query(), leniency)?;
-                Ok(Asked {
-                    authority: authority.clone(),
-                    is_secure: *is_secure,
-                    path,
-                    query,
-                    prefix: None,
-                })
+                Asked::new(rules, authority.clone(), *is_secure, uri.path(), uri.query())
             }
             Entry::Proxy => {
                 let Some(named) = uri.authority().filter(|_| uri.scheme_str() == Some("http"))
@@ -496,69 +514,57 @@ impl Pipeline {
                 if Authority::parse(said.unwrap_or_default(), 80).map_err(bad_host)? != authority {
                     return Err(misdirected());
                 }
-                let (path, query) = canonical_target(
-                    uri.path(),
-                    uri.query(),
-                    leniency(&self.gateway.rules(), &authority),
-                )?;
-                Ok(Asked { authority, is_secure: false, path, query, prefix: None })
+                Asked::new(rules, authority, false, uri.path(), uri.query())
             }
-            Entry::BaseUrl { port } => self.base_url(request, *port, said, credentials),
+            Entry::BaseUrl { port } => base_url(request, *port, said, rules, credentials),
         }
     }
+}
 
-    /// `/proxy/<service>/<path>`.
-    fn base_url(
-        &self,
-        request: &Request<Incoming>,
-        port: u16,
-        said: Option<&str>,
-        credentials: &Credentials,
-    ) -> Result<Asked, Refused> {
-        let own =
-            Authority { host: canonical::Host::Address(crate::gateway::OWN_ADDRESS.into()), port };
-        let uri = request.uri();
-        let named = uri.authority().map(|authority| authority.as_str());
-        for text in [named, said].into_iter().flatten() {
-            if Authority::parse(text, 80).ok().as_ref() != Some(&own) {
-                return Err(misdirected());
-            }
+/// `/proxy/<service>/<path>`.
+fn base_url(
+    request: &Request<Incoming>,
+    port: u16,
+    said: Option<&str>,
+    rules: &Rules,
+    credentials: &Credentials,
+) -> Result<Asked, Refused> {
+    let own =
+        Authority { host: canonical::Host::Address(crate::gateway::OWN_ADDRESS.into()), port };
+    let uri = request.uri();
+    let named = uri.authority().map(|authority| authority.as_str());
+    for text in [named, said].into_iter().flatten() {
+        if Authority::parse(text, 80).ok().as_ref() != Some(&own) {
+            return Err(misdirected());
         }
-        // A page in a browser of the guest is not the agent.
-        let cross = request
-            .headers()
-            .get("sec-fetch-site")
-            .is_some_and(|site| site != "none" && site != "same-origin");
-        if request.headers().contains_key(header::ORIGIN) || cross {
-            return Err(Refused::new(
-                StatusCode::FORBIDDEN,
-                "egress_denied",
-                "pages of browsers do not get in here",
-            ));
-        }
-        let missing = || {
-            Refused::new(
-                StatusCode::NOT_FOUND,
-                "not_found",
-                "there is /proxy/<service>/… here, of services that this sandbox has a credential for",
-            )
-        };
-        let rest = uri.path().strip_prefix("/proxy/").ok_or_else(missing)?;
-        let (service, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let bound =
-            credentials.bound.iter().find(|one| one.service.name == service).ok_or_else(missing)?;
-        let authority = bound.service.inject_hosts.first().ok_or_else(missing)?.clone();
-        let path = if path.is_empty() { "/" } else { path };
-        let (path, query) =
-            canonical_target(path, uri.query(), leniency(&self.gateway.rules(), &authority))?;
-        Ok(Asked {
-            authority,
-            is_secure: true,
-            path,
-            query,
-            prefix: Some(format!("/proxy/{service}")),
-        })
     }
+    // A page in a browser of the guest is not the agent.
+    let cross = request
+        .headers()
+        .get("sec-fetch-site")
+        .is_some_and(|site| site != "none" && site != "same-origin");
+    if request.headers().contains_key(header::ORIGIN) || cross {
+        return Err(Refused::new(
+            StatusCode::FORBIDDEN,
+            "egress_denied",
+            "pages of browsers do not get in here",
+        ));
+    }
+    let missing = || {
+        Refused::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "there is /proxy/<service>/… here, of services that this sandbox has a credential for",
+        )
+    };
+    let rest = uri.path().strip_prefix("/proxy/").ok_or_else(missing)?;
+    let (service, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let bound =
+        credentials.bound.iter().find(|one| one.service.name == service).ok_or_else(missing)?;
+    let authority = bound.service.inject_hosts.first().ok_or_else(missing)?.clone();
+    let path = if path.is_empty() { "/" } else { path };
+    let asked = Asked::new(rules, authority, true, path, uri.query())?;
+    Ok(Asked { prefix: Some(format!("/proxy/{service}")), ..asked })
 }
 
 /// A response that begins a tunnel of the proxy.
@@ -608,7 +614,8 @@ impl Refused {
     }
 }
 
-fn refusal(reason: &str) -> Refusal {
+/// One that no rule decided.
+pub(crate) fn refusal(reason: &str) -> Refusal {
     Refusal { rule: None, reason: reason.to_owned(), hint: String::new() }
 }
 
@@ -696,30 +703,6 @@ fn host_header(headers: &HeaderMap) -> Result<Option<&str>, Refused> {
         return Err(Refused::malformed("more than one Host"));
     }
     value.to_str().map(Some).map_err(|_| Refused::malformed("the Host is no text"))
-}
-
-/// What paths of a host may have. Of one that no rule names: nothing that is unusual.
-fn leniency(rules: &Rules, authority: &Authority) -> Leniency {
-    rules
-        .endpoint(&authority.host, authority.port)
-        .map(|endpoint| endpoint.leniency)
-        .unwrap_or_default()
-}
-
-fn canonical_target(
-    path: &str,
-    query: Option<&str>,
-    leniency: Leniency,
-) -> Result<(Path, Query), Refused> {
-    let path =
-        Path::parse(path, leniency).map_err(|error| Refused::malformed(error.to_string()))?;
-    let query = match query {
-        None => Query::default(),
-        Some(query) => {
-            Query::parse(query).map_err(|error| Refused::malformed(error.to_string()))?
-        }
-    };
-    Ok((path, query))
 }
 
 /// Fields that `Connection` names.
@@ -878,39 +861,16 @@ pub(crate) struct Finish {
 
 impl Finish {
     pub(crate) fn new(journal: Arc<dyn Journal>, begun: Instant, generation: u64) -> Self {
-        let event = Event {
-            at: SystemTime::now(),
-            kind: Kind::Request,
-            host: String::new(),
-            port: 0,
-            method: None,
-            path: None,
-            decision: Decision::Allowed,
-            rule: None,
-            reason: None,
-            hint: None,
-            generation,
-            credential: None,
-            status: None,
-            sent: 0,
-            received: 0,
-            redacted: 0,
-            duration: std::time::Duration::ZERO,
-        };
+        let event = Event::new(generation);
         Self { journal, event, begun, sent: Arc::default(), redactor: None, is_armed: true }
     }
 
     /// For whoever finishes it; this one writes nothing then.
     fn take(&mut self) -> Self {
-        self.is_armed = false;
-        Self {
-            journal: self.journal.clone(),
-            event: self.event.clone(),
-            begun: self.begun,
-            sent: self.sent.clone(),
-            redactor: self.redactor.clone(),
-            is_armed: true,
-        }
+        let blank = Self::new(self.journal.clone(), self.begun, self.event.generation);
+        let mut taken = std::mem::replace(self, blank);
+        taken.is_armed = std::mem::take(&mut self.is_armed);
+        taken
     }
 
     /// Nothing is written down: something else will be.
@@ -979,7 +939,8 @@ impl Finish {
 impl Drop for Finish {
     fn drop(&mut self) {
         if self.is_armed {
-            let mut event = self.event.clone();
+            let blank = Event::new(self.event.generation);
+            let mut event = std::mem::replace(&mut self.event, blank);
             event.sent = event.sent.max(self.sent.load(Ordering::Relaxed));
             event.duration = self.begun.elapsed();
             self.journal.record(event);

@@ -7,11 +7,18 @@ use std::task::{Context, Poll};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use wire::op::{ErrorCode, OpError};
 
 /// A connection that a guest opened.
 pub trait GuestStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     /// Ends it as refused: the guest sees a reset. `why` is for logs of the carrier.
     fn refuse(self: Box<Self>, why: String);
+}
+
+impl GuestStream for link::GuestStream {
+    fn refuse(self: Box<Self>, why: String) {
+        (*self).refuse(&OpError::new(ErrorCode::PermissionDenied, why));
+    }
 }
 
 impl GuestStream for TokioIo<Upgraded> {

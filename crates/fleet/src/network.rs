@@ -6,9 +6,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::task::{Context, Poll};
 use std::time::{Duration, UNIX_EPOCH};
 
 use access::Caller;
@@ -25,7 +23,6 @@ use services::Service;
 use supervisor::wire::op;
 use supervisor::wire::text::Text;
 use supervisor::{GuestStream, GuestStreams};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 
 use crate::config::{Mode, Provenance};
@@ -178,49 +175,12 @@ struct Streams(Gateway);
 impl GuestStreams for Streams {
     fn connect(&self, address: IpAddr, port: u16, stream: GuestStream) {
         let gateway = self.0.clone();
-        tokio::spawn(async move { gateway.connect(address, port, Box::new(Guest(stream))).await });
+        tokio::spawn(async move { gateway.connect(address, port, Box::new(stream)).await });
     }
 
     fn dns(&self, stream: GuestStream) {
         let gateway = self.0.clone();
         tokio::spawn(async move { gateway.dns(stream).await });
-    }
-}
-
-/// A connection of a guest, as the gateway takes it.
-struct Guest(GuestStream);
-
-impl egress::GuestStream for Guest {
-    fn refuse(self: Box<Self>, why: String) {
-        self.0.refuse(&op::OpError::new(op::ErrorCode::PermissionDenied, why));
-    }
-}
-
-impl AsyncRead for Guest {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, out)
-    }
-}
-
-impl AsyncWrite for Guest {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
 

@@ -297,11 +297,6 @@ impl Run {
         crate::seat::lock(&self.seat.way_out).as_ref().map(WayOut::denied).unwrap_or_default()
     }
 
-    /// The services whose credentials it uses.
-    pub fn credentials(&self) -> Vec<String> {
-        self.seat.row().credentials.keys().cloned().collect()
-    }
-
     /// The name that the guest is to know the command by.
     pub fn process(&self) -> &str {
         &self.process.process
