@@ -369,11 +369,12 @@ fn set_watch(epoll: &OwnedFd, source: &mut Source, data: EventData, wanted: bool
     }
 }
 
-fn unwatch_feed(epoll: &OwnedFd, feed: &mut Feed) {
+/// The descriptor that fed a process, not registered any more.
+fn take_feed(epoll: &OwnedFd, feed: &mut Feed) -> Option<OwnedFd> {
     if std::mem::take(&mut feed.watched)
         && let Some(fd) = &feed.fd
     {
         let _ = epoll::delete(epoll, fd);
     }
-    feed.fd = None;
+    feed.fd.take()
 }

@@ -8,7 +8,7 @@ use wire::frame::MAX_DATA;
 use wire::op::{Done, ErrorCode, ExecReply, OpError};
 
 use super::followers::still_running;
-use super::{Channel, Follower, ProcessId, Role, Server, set_watch, token, unwatch_feed};
+use super::{Channel, Follower, ProcessId, Role, Server, set_watch, take_feed, token};
 use crate::process::{Deadline, Sink};
 use crate::task::{End, Progress};
 
@@ -158,7 +158,7 @@ impl Server {
             return;
         }
         let Some(task) = process.task.take() else { return };
-        unwatch_feed(&self.epoll, &mut process.stdin);
+        take_feed(&self.epoll, &mut process.stdin);
         let ended = self.sandbox.finish(task);
         let outcome = match ended.end {
             End::Command(outcome) => Ok(process.judge(outcome)),
@@ -204,7 +204,8 @@ impl Server {
             if !process.has_ended {
                 let _ = epoll::delete(&self.epoll, task.as_fd());
             }
-            self.sandbox.finish(task);
+            let input = take_feed(&self.epoll, &mut process.stdin);
+            self.sandbox.abandon(task, input);
         }
         self.forget(id);
     }
@@ -214,7 +215,7 @@ impl Server {
         for source in [&mut process.stdout, &mut process.stderr] {
             set_watch(&self.epoll, source, EventData::new_u64(0), false);
         }
-        unwatch_feed(&self.epoll, &mut process.stdin);
+        take_feed(&self.epoll, &mut process.stdin);
         let orphans: Vec<_> = self
             .streams
             .iter()

@@ -176,6 +176,9 @@ struct Spare {
 struct Remains {
     init: OwnedFd,
     bound: Bound,
+    /// Input that broke off. It stays open for as long as anything lives that could take its end
+    /// for a sign that all has come.
+    broken_input: Option<OwnedFd>,
 }
 
 impl Remains {
@@ -362,6 +365,13 @@ impl Sandbox {
         ended
     }
 
+    /// Ends a task whose input broke off: [`Sandbox::finish`], but the task is dead before the
+    /// input ends.
+    pub(crate) fn abandon(&mut self, mut task: Task, input: Option<OwnedFd>) {
+        task.remains.broken_input = input;
+        self.finish(task);
+    }
+
     /// Reaps tasks that have ended and makes the next spare. Never waits. A failure to make one
     /// shows where it is needed: in the next spawn.
     pub(crate) fn tidy(&mut self) {
@@ -410,7 +420,7 @@ impl Sandbox {
                 status: status_writer,
             }),
             Ok(Fork::Parent(_, init)) => {
-                Ok(Spare { remains: Remains { init, bound }, socket, status, hostname })
+                Ok(Spare { remains: Remains { init, bound, broken_input: None }, socket, status, hostname })
             }
             Err(error) => {
                 self.bounds.remove(&bound);
