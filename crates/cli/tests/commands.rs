@@ -120,15 +120,19 @@ fn a_request_is_asked_about_with_method_and_path() {
 
     // Without rules of a sandbox it is what policy leaves.
     check(&["DELETE", "https://example.com/x"]).exits(0);
-    let output = check(&["POST", "https://api.github.com/user/repos", "--service", "github"])
+    let output = check(&["POST", "https://api.github.com/user/repos", "--credential", "github"])
         .exits(1)
         .json();
     assert_eq!(output["rule"]["text"], json!("POST /user/repos"));
-    let output = check(&["GET", "https://api.github.com/user", "--service", "github=read-only"])
+    let output = check(&["GET", "https://api.github.com/user", "--credential", "github=read-only"])
         .exits(0)
         .json();
     assert!(output["reason"].as_str().unwrap().ends_with("with the credential of github"));
     check(&["GET", "https://api.github.com/a/../b", "--allow", "READ **"]).exits(2);
+    // A service may have paths with an encoded slash.
+    let project = "https://gitlab.com/api/v4/projects/acme%2Fweb";
+    check(&["GET", project, "--credential", "gitlab"]).exits(0);
+    check(&["GET", project, "--allow", "READ gitlab.com"]).exits(2).says("encoded");
 }
 
 #[test]

@@ -12,27 +12,39 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest answer, in bytes.
 const MAX_ANSWER: u64 = 16 << 10;
 
-/// Addresses that tools have built in.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// Who tells which addresses tools have built in. Asked only where nothing is configured.
+#[derive(Debug, Clone, Copy)]
 pub struct BuiltIn {
     /// npm's registry.
-    pub npm: Vec<String>,
+    pub npm: fn() -> Vec<String>,
     /// pip's index, and where its files are.
-    pub pip: Vec<String>,
+    pub pip: fn() -> Vec<String>,
     /// Go's proxy and its database of checksums, by the names of their settings.
-    pub go: Vec<(String, String)>,
+    pub go: fn() -> Vec<(&'static str, String)>,
 }
 
 impl BuiltIn {
-    /// Asks the tools that are there. Where one is not, there is nothing of it.
+    /// The tools that are there, which are run. Of one that is not, there is nothing.
     pub fn of_tools() -> Self {
-        let npm = answer("npm", &["config", "get", "registry"]);
-        let program = "from pip._internal.models.index import PyPI as P; \
-                       print(P.simple_url); print('https://' + P.file_storage_domain + '/')";
-        let pip = answer("python3", &["-I", "-c", program]);
-        let go = answer("go", &["env", "GOPROXY", "GOSUMDB"]);
-        let go = ["GOPROXY", "GOSUMDB"].map(str::to_owned).into_iter().zip(go);
-        Self { npm, pip, go: go.collect() }
+        Self {
+            npm: || answer("npm", &["config", "get", "registry"]),
+            pip: || {
+                let program = "from pip._internal.models.index import PyPI as P; \
+                               print(P.simple_url); print('https://' + P.file_storage_domain + '/')";
+                answer("python3", &["-I", "-c", program])
+            },
+            go: || {
+                let values = answer("go", &["env", "GOPROXY", "GOSUMDB"]);
+                ["GOPROXY", "GOSUMDB"].into_iter().zip(values).collect()
+            },
+        }
+    }
+}
+
+impl Default for BuiltIn {
+    /// Nothing.
+    fn default() -> Self {
+        Self { npm: Vec::new, pip: Vec::new, go: Vec::new }
     }
 }
 

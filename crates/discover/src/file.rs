@@ -32,6 +32,9 @@ pub struct Error {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
+    /// It is there, and cannot be read.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
     /// It is too long.
     #[error("the file is longer than {limit} bytes")]
     TooLong {

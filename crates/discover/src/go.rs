@@ -25,8 +25,12 @@ pub(crate) fn search(search: &mut Search<'_>) {
             settings.push((entry.key, entry.value, format!("{name}:{}", entry.line)));
         }
     }
-    for (key, value) in &around.built_in.go {
-        settings.push((key.clone(), value.clone(), "go's default".to_owned()));
+    let is_set =
+        |key: &str| settings.iter().any(|(name, value, _)| name == key && !value.is_empty());
+    if !(is_set("GOPROXY") && is_set("GOSUMDB")) {
+        for (key, value) in (around.built_in.go)() {
+            settings.push((key.to_owned(), value, "go's default".to_owned()));
+        }
     }
     // The first that says something is the one that holds.
     let of = |key: &str| settings.iter().find(|(name, value, _)| name == key && !value.is_empty());

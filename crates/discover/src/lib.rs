@@ -18,6 +18,8 @@ mod npm;
 mod pip;
 mod places;
 
+use std::path::Path;
+
 use rules::{Registry, RegistryKind};
 
 pub use asked::BuiltIn;
@@ -49,6 +51,24 @@ pub struct Discovery {
     pub found: Vec<Found>,
     /// What was left out, and why.
     pub notes: Vec<Note>,
+}
+
+/// What was written down in a file, where there is one, or else what is found now.
+///
+/// # Errors
+/// Where the file is wrong, or cannot be read.
+pub fn known(file: Option<&Path>) -> Result<Discovery, Error> {
+    let now = || discover(&Surroundings::of_process());
+    let Some(path) = file else { return Ok(now()) };
+    let name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => Discovery::parse(&name, &text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(now()),
+        Err(error) => {
+            let fault = Fault::Unreadable(error.to_string());
+            Err(Error { source_name: name, line: 1, column: 1, fault })
+        }
+    }
 }
 
 /// Reads the configuration of all tools.

@@ -43,7 +43,7 @@ pub(crate) fn search(search: &mut Search<'_>) {
     }
     has_main |= yarn(search) | bun(search);
     if !has_main {
-        search.add_defaults(Npm, &search.surroundings.built_in.npm, "npm");
+        search.add_defaults(Npm, &(search.surroundings.built_in.npm)(), "npm");
     }
 }
 

@@ -9,7 +9,7 @@ pub(crate) fn search(search: &mut Search<'_>) {
     // Who has named another index for one of the tools means it for both.
     let has_main = pip(search) | uv(search);
     if !has_main {
-        search.add_defaults(Pip, &search.surroundings.built_in.pip, "pip");
+        search.add_defaults(Pip, &(search.surroundings.built_in.pip)(), "pip");
     }
 }
 

@@ -21,12 +21,12 @@ pub struct Surroundings {
     pub home: Option<PathBuf>,
     /// The user's environment.
     pub environment: BTreeMap<String, String>,
-    /// What the tools take where nothing is configured.
+    /// Who tells what the tools take where nothing is configured.
     pub built_in: BuiltIn,
 }
 
 impl Surroundings {
-    /// Those of this process. Runs the tools that are there.
+    /// Those of this process, and the tools that are there.
     pub fn of_process() -> Self {
         let environment: BTreeMap<String, String> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

@@ -22,12 +22,13 @@ fn found_in(files: &[(&str, &str)], environment: &[(&str, &str)]) -> Discovery {
         std::fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/"))).unwrap();
         std::fs::write(path, text).unwrap();
     }
-    let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
-    let go = [("GOPROXY", "https://go.example,direct"), ("GOSUMDB", "sum.example")];
     let built_in = BuiltIn {
-        npm: lines(&["https://npm.example/"]),
-        pip: lines(&["https://pip.example/simple", "https://files.example/"]),
-        go: go.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+        npm: || vec!["https://npm.example/".into()],
+        pip: || vec!["https://pip.example/simple".into(), "https://files.example/".into()],
+        go: || {
+            let (proxy, sums) = ("https://go.example,direct", "sum.example");
+            vec![("GOPROXY", proxy.into()), ("GOSUMDB", sums.into())]
+        },
     };
     discover(&Surroundings {
         built_in,

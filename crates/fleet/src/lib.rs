@@ -43,7 +43,7 @@ pub use exec::Feed;
 pub use files::{Download, Upload, Watch};
 pub use idempotency::{Guard, Idempotent, Stored};
 pub use manager::Manager;
-pub use network::{Denied, profile_names, upstream};
+pub use network::{Denied, decision, explain, profile_names, upstream};
 pub use run::{Run, RunMount, RunRequest};
 pub use task::{Output, Stdin, Stream, Task};
 

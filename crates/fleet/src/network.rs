@@ -15,15 +15,14 @@ use api::{
     RuleRef, Sandbox, SandboxCredential, Timestamp, UpdateSandbox,
 };
 use audit::Entry;
-use canonical::{Authority, Leniency, Path, Query};
 use egress::{Credential, Decision, Event, Gateway, Journal, Kind, Upstream};
-use rules::{Access, Layer, Rules, Verdict};
+use rules::{Access, Explanation, Layer, Probe, Rules};
 use serde::Deserialize;
-use services::Service;
+use services::{Catalogue, Service};
 use supervisor::wire::op;
 use supervisor::wire::text::Text;
 use supervisor::{GuestStream, GuestStreams};
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
 
 use crate::config::{Mode, Provenance};
 use crate::error::chain;
@@ -79,7 +78,7 @@ pub struct Denied {
 /// What is shared by the gateways of all sandboxes.
 pub(crate) struct Network {
     upstream: OnceLock<Result<Arc<Upstream>, String>>,
-    registries: OnceLock<Vec<rules::Registry>>,
+    registries: OnceCell<Vec<rules::Registry>>,
     sender: mpsc::Sender<Written>,
     receiver: Mutex<Option<mpsc::Receiver<Written>>>,
 }
@@ -95,7 +94,7 @@ impl Default for Network {
         let (sender, receiver) = mpsc::channel(WAITING);
         Self {
             upstream: OnceLock::new(),
-            registries: OnceLock::new(),
+            registries: OnceCell::new(),
             sender,
             receiver: Mutex::new(Some(receiver)),
         }
@@ -154,6 +153,7 @@ impl Recorder {
 pub(crate) struct WayOut {
     pub(crate) gateway: Gateway,
     recorder: Arc<Recorder>,
+    used: Arc<[Used]>,
 }
 
 impl fmt::Debug for WayOut {
@@ -224,12 +224,18 @@ impl<'a> Wanted<'a> {
     pub(crate) fn of(row: &'a Sandbox) -> Self {
         Self { mode: row.network, allow: &row.allow, deny: &row.deny, profiles: &row.profiles }
     }
+
+    fn by(request: &'a CreateSandbox) -> Self {
+        let CreateSandbox { allow, deny, profiles, .. } = request;
+        Self { mode: request.network_mode(), allow, deny, profiles }
+    }
 }
 
 /// A credential, and how much of its service it is for.
 type Given = (secrets::Found, Option<Access>);
 
 /// A service that a sandbox uses, and how much of it.
+#[derive(Clone)]
 pub(crate) struct Used {
     service: Arc<Service>,
     access: Option<Access>,
@@ -242,77 +248,135 @@ fn used(given: &[Given]) -> Vec<Used> {
         .collect()
 }
 
-impl Manager {
-    /// The services of a request, with those of its profiles.
-    pub(crate) fn services_of(&self, request: &CreateSandbox) -> Result<Vec<String>, Error> {
-        let mut names = request.credentials.clone();
-        for name in &request.profiles {
-            let profile = profiles().get(name).ok_or_else(|| {
-                let known: Vec<&str> = profile_names().collect();
-                Problem::invalid("profiles", format!("there is no profile `{name}`"))
-                    .with_remedy(format!("there are: {}", known.join(", ")))
-            })?;
-            for credential in &profile.credentials {
-                if !names.iter().any(|given| given.split('=').next() == Some(credential)) {
-                    names.push(credential.clone());
-                }
+/// The services of a request, with those of its profiles.
+fn services_of(request: &CreateSandbox) -> Result<Vec<String>, Problem> {
+    let mut names = request.credentials.clone();
+    for name in &request.profiles {
+        let profile = profiles().get(name).ok_or_else(|| {
+            let known: Vec<&str> = profile_names().collect();
+            Problem::invalid("profiles", format!("there is no profile `{name}`"))
+                .with_remedy(format!("there are: {}", known.join(", ")))
+        })?;
+        for credential in &profile.credentials {
+            if !names.iter().any(|given| given.split('=').next() == Some(credential)) {
+                names.push(credential.clone());
             }
         }
-        Ok(names)
     }
+    Ok(names)
+}
 
+/// The services of a request as the catalogue has them, whether there are credentials or not.
+fn catalogued(request: &CreateSandbox, catalogue: &Catalogue) -> Result<Vec<Used>, Problem> {
+    let service = |given: &String| {
+        let (name, access) = split(given)?;
+        let service = catalogue.get(name);
+        let service = service.map_err(|error| Problem::invalid("credentials", chain(&error)))?;
+        Ok(Used { service, access })
+    };
+    services_of(request)?.iter().map(service).collect()
+}
+
+/// Puts the rules of a sandbox together. `registries` are asked for where it may fetch from them.
+fn build(
+    wanted: &Wanted<'_>,
+    used: &[Used],
+    registries: &[rules::Registry],
+    bounds: Vec<Layer>,
+) -> Result<Rules, Problem> {
+    let wrong = |field: &str, error: rules::Error| Problem::invalid(field, error.to_string());
+    let mode = match wanted.mode {
+        NetworkMode::Offline => return Ok(Rules::offline()),
+        NetworkMode::Fetch => rules::Mode::Fetch,
+        NetworkMode::Allow => rules::Mode::Allow,
+        NetworkMode::Open => rules::Mode::Open,
+    };
+    let (allow_of, allow) = sorted(wanted.allow);
+    let (deny_of, deny) = sorted(wanted.deny);
+    let mut own = vec![
+        Layer::from_lines("the sandbox's rules", &allow, &deny)
+            .map_err(|error| wrong("allow", error))?,
+    ];
+    for name in allow_of.keys().chain(deny_of.keys()) {
+        if !used.iter().any(|one| one.service.name == *name) {
+            let problem = format!("`@{name}` needs the credential `{name}`");
+            return Err(Problem::invalid("allow", problem));
+        }
+    }
+    for Used { service, access } in used {
+        let lines = |of: &BTreeMap<String, Vec<String>>| of.get(&service.name).cloned();
+        let access = match (lines(&allow_of), lines(&deny_of), access) {
+            (None, None, access) => access.clone().unwrap_or(Access::Full),
+            (allow, deny, _) => {
+                Access::Lines { allow: allow.unwrap_or_default(), deny: deny.unwrap_or_default() }
+            }
+        };
+        own.push(Layer::service(service, &access).map_err(|error| wrong("credentials", error))?);
+    }
+    for name in wanted.profiles {
+        if let Some(profile) = profiles().get(name) {
+            let source = format!("profile {name}");
+            own.push(
+                Layer::from_lines(&source, &profile.allow, &[] as &[&str])
+                    .map_err(|error| wrong("profiles", error))?,
+            );
+        }
+    }
+    if mode == rules::Mode::Fetch {
+        own.push(Layer::fetch(registries));
+    }
+    Rules::new(mode, own, bounds).map_err(|error| wrong("allow", error))
+}
+
+/// What would become of a request of a sandbox that is made like this, within the rules of policy.
+/// No credential is looked for.
+///
+/// # Errors
+/// Where the sandbox's rules or the request make no sense.
+pub fn explain(
+    create: &CreateSandbox,
+    catalogue: &Catalogue,
+    registries: &[rules::Registry],
+    bounds: Vec<Layer>,
+    probe: &Probe<'_>,
+) -> Result<Explanation, Problem> {
+    let rules = build(&Wanted::by(create), &catalogued(create, catalogue)?, registries, bounds)?;
+    explained(&rules, probe)
+}
+
+fn explained(rules: &Rules, probe: &Probe<'_>) -> Result<Explanation, Problem> {
+    rules.explain(probe).map_err(|error| Problem::invalid("url", error.to_string()))
+}
+
+/// The same as a decision of policy.
+pub fn decision(explanation: Explanation, generation: u64) -> PolicyDecision {
+    let Explanation { is_allowed, rule, reason, remedy } = explanation;
+    let rule = match rule {
+        Some(rule) => rule_ref(&rule),
+        None => RuleRef {
+            file: "built-in".into(),
+            line: 0,
+            text: "what no rule allows is denied".into(),
+        },
+    };
+    PolicyDecision { allowed: is_allowed, rule, reason, remedy, generation }
+}
+
+fn rule_ref(rule: &rules::Origin) -> RuleRef {
+    RuleRef { file: rule.source.to_string(), line: rule.line, text: rule.text.to_string() }
+}
+
+impl Manager {
     /// The rules of a sandbox.
     ///
     /// # Errors
     /// `Refused` where a line or a combination of them is wrong.
-    pub(crate) fn rules(&self, wanted: &Wanted<'_>, used: &[Used]) -> Result<Rules, Error> {
-        let wrong = |field: &str, error: rules::Error| {
-            Error::from(Problem::invalid(field, error.to_string()))
+    async fn rules(&self, wanted: &Wanted<'_>, used: &[Used]) -> Result<Rules, Error> {
+        let registries = match wanted.mode {
+            NetworkMode::Fetch => self.registries().await?,
+            _ => &[],
         };
-        let mode = match wanted.mode {
-            NetworkMode::Offline => return Ok(Rules::offline()),
-            NetworkMode::Fetch => rules::Mode::Fetch,
-            NetworkMode::Allow => rules::Mode::Allow,
-            NetworkMode::Open => rules::Mode::Open,
-        };
-        let (allow_of, allow) = sorted(wanted.allow);
-        let (deny_of, deny) = sorted(wanted.deny);
-        let mut own = vec![
-            Layer::from_lines("the sandbox's rules", &allow, &deny)
-                .map_err(|error| wrong("allow", error))?,
-        ];
-        for name in allow_of.keys().chain(deny_of.keys()) {
-            if !used.iter().any(|one| one.service.name == *name) {
-                let problem = format!("`@{name}` needs the credential `{name}`");
-                return Err(Problem::invalid("allow", problem).into());
-            }
-        }
-        for Used { service, access } in used {
-            let lines = |of: &BTreeMap<String, Vec<String>>| of.get(&service.name).cloned();
-            let access = match (lines(&allow_of), lines(&deny_of), access) {
-                (None, None, access) => access.clone().unwrap_or(Access::Full),
-                (allow, deny, _) => Access::Lines {
-                    allow: allow.unwrap_or_default(),
-                    deny: deny.unwrap_or_default(),
-                },
-            };
-            own.push(
-                Layer::service(service, &access).map_err(|error| wrong("credentials", error))?,
-            );
-        }
-        for name in wanted.profiles {
-            if let Some(profile) = profiles().get(name) {
-                let source = format!("profile {name}");
-                own.push(
-                    Layer::from_lines(&source, &profile.allow, &[] as &[&str])
-                        .map_err(|error| wrong("profiles", error))?,
-                );
-            }
-        }
-        if mode == rules::Mode::Fetch {
-            own.push(Layer::fetch(&self.registries()));
-        }
-        Rules::new(mode, own, self.policy.load().endpoints()).map_err(|error| wrong("allow", error))
+        Ok(build(wanted, used, registries, self.policy.load().endpoints())?)
     }
 
     /// Fetches the credentials of a sandbox.
@@ -353,9 +417,8 @@ impl Manager {
         request: &CreateSandbox,
         mounts: &[Mounted],
     ) -> Result<BTreeMap<String, SandboxCredential>, Error> {
-        let names = self.services_of(request)?;
-        let mode = request.network_mode();
-        if mode == NetworkMode::Offline {
+        let names = services_of(request)?;
+        if request.network_mode() == NetworkMode::Offline {
             let is_asked = !names.is_empty() || !request.allow.is_empty();
             return match is_asked {
                 true => Err(Problem::invalid("network", "is `offline`, with rules or credentials")
@@ -380,14 +443,14 @@ impl Manager {
             let credential = SandboxCredential { placeholder, read_only };
             credentials.insert(found.service.name.clone(), credential);
         }
-        let CreateSandbox { allow, deny, profiles, .. } = request;
-        self.rules(&Wanted { mode, allow, deny, profiles }, &used(&found))?;
+        self.rules(&Wanted::by(request), &used(&found)).await?;
         Ok(credentials)
     }
 
     /// Whether a change of the network makes sense.
     pub(crate) async fn check_change(
         &self,
+        seat: &Seat,
         row: &Sandbox,
         change: &UpdateSandbox,
     ) -> Result<(), Error> {
@@ -396,8 +459,17 @@ impl Manager {
             let remedy = "it was made without a network; make another";
             return Err(Error::State { state: row.state, remedy });
         }
-        let found = self.credentials_of(&next).await?;
-        self.rules(&Wanted::of(&next), &used(&found)).map(drop)
+        let used = self.used_by(seat, &next).await?;
+        self.rules(&Wanted::of(&next), &used).await.map(drop)
+    }
+
+    /// The services of a sandbox; those of its gateway where it runs.
+    async fn used_by(&self, seat: &Seat, row: &Sandbox) -> Result<Arc<[Used]>, Error> {
+        let running = lock(&seat.way_out).as_ref().map(|way| way.used.clone());
+        match running {
+            Some(used) => Ok(used),
+            None => Ok(used(&self.credentials_of(row).await?).into()),
+        }
     }
 
     async fn credentials_of(&self, row: &Sandbox) -> Result<Vec<Given>, Error> {
@@ -419,7 +491,8 @@ impl Manager {
             return Ok(None);
         }
         let found = self.credentials_of(row).await?;
-        let rules = self.rules(&Wanted::of(row), &used(&found))?;
+        let used: Arc<[Used]> = used(&found).into();
+        let rules = self.rules(&Wanted::of(row), &used).await?;
         let given: Vec<services::Given<'_>> = found
             .iter()
             .map(|(found, _)| services::Given {
@@ -459,7 +532,7 @@ impl Manager {
         let operation = op::Network { trust: Some(gateway.authority_pem().to_owned()), env };
         let network =
             supervisor::Network { streams: Arc::new(Streams(gateway.clone())), operation };
-        Ok(Some((WayOut { gateway, recorder }, network)))
+        Ok(Some((WayOut { gateway, recorder, used }, network)))
     }
 
     /// The same, kept with the sandbox.
@@ -476,31 +549,27 @@ impl Manager {
     /// Other rules for a sandbox that runs.
     pub(crate) async fn change_rules(&self, seat: &Seat, row: &Sandbox) -> Result<(), Error> {
         let Some(way) = lock(&seat.way_out).clone() else { return Ok(()) };
-        let found = self.credentials_of(row).await?;
-        way.gateway.set_rules(self.rules(&Wanted::of(row), &used(&found))?);
+        way.gateway.set_rules(self.rules(&Wanted::of(row), &way.used).await?);
         Ok(())
     }
 
     /// The registries of `fetch`: what was found of the user's own tools.
-    fn registries(&self) -> Vec<rules::Registry> {
-        let found = || {
+    async fn registries(&self) -> Result<&[rules::Registry], Error> {
+        let find = async || {
             let beside = self.config.policy.as_ref().and_then(|policy| policy.parent());
-            let written = beside.map(|directory| directory.join(discover::FILE));
-            match written.and_then(|path| Some((std::fs::read_to_string(&path).ok()?, path))) {
-                Some((text, path)) => {
-                    discover::Discovery::parse(&path.display().to_string(), &text)
+            let file = beside.map(|directory| directory.join(discover::FILE));
+            // The tools may have to be asked, which are other programs.
+            tokio::task::spawn_blocking(move || match discover::known(file.as_deref()) {
+                Ok(discovery) => discovery.registries(),
+                Err(error) => {
+                    tracing::error!(%error, "the registries cannot be read, so that none is reached");
+                    Vec::new()
                 }
-                None => Ok(discover::discover(&discover::Surroundings::of_process())),
-            }
+            })
+            .await
         };
-        let registries = self.network.registries.get_or_init(|| match found() {
-            Ok(discovery) => discovery.registries(),
-            Err(error) => {
-                tracing::error!(%error, "the registries cannot be read, so that none is reached");
-                Vec::new()
-            }
-        });
-        registries.clone()
+        let found = self.network.registries.get_or_try_init(find).await;
+        Ok(found.map_err(|error| Error::Internal(error.to_string()))?)
     }
 
     /// What would become of a request of a sandbox.
@@ -512,29 +581,27 @@ impl Manager {
     ) -> Result<PolicyDecision, Error> {
         let rules = match &reach.sandbox {
             Some(name) => {
-                let row = self.find_to_read(caller, Operation::PolicyCheck, name, by).await?.row();
-                self.rules(&Wanted::of(&row), &used(&self.credentials_of(&row).await?))?
+                let seat = self.find_to_read(caller, Operation::PolicyCheck, name, by).await?;
+                let row = seat.row();
+                self.rules(&Wanted::of(&row), &self.used_by(&seat, &row).await?).await?
             }
             None => {
                 let asked = reach.create.workspace.as_deref();
                 let home = caller.home(asked, &self.config.default_workspace)?.to_owned();
                 self.authorise(caller, Operation::PolicyCheck, Some(&home), by).await?;
-                let names = self.services_of(&reach.create)?;
-                let service = |given: &String| {
-                    let (name, access) = split(given)?;
-                    let service = self.config.catalogue.get(name);
-                    let service =
-                        service.map_err(|error| Problem::invalid("credentials", chain(&error)))?;
-                    Ok(Used { service, access })
-                };
-                let used = names.iter().map(service).collect::<Result<Vec<_>, Problem>>()?;
-                let CreateSandbox { allow, deny, profiles, .. } = &reach.create;
-                let mode = reach.create.network_mode();
-                self.rules(&Wanted { mode, allow, deny, profiles }, &used)?
+                let used = catalogued(&reach.create, &self.config.catalogue)?;
+                self.rules(&Wanted::by(&reach.create), &used).await?
             }
         };
-        let generation = self.policy.load().generation().0;
-        decide(&rules, reach, generation).map_err(Error::from)
+        let probe = Probe {
+            method: &reach.method,
+            url: &reach.url,
+            body: None,
+            content_type: "application/json",
+        };
+        let explained = explained(&rules, &probe);
+        let explained = explained.map_err(|problem| problem.within("request.reach"))?;
+        Ok(decision(explained, self.policy.load().generation().0))
     }
 
     fn upstream(&self) -> Result<Arc<Upstream>, Error> {
@@ -581,68 +648,6 @@ impl Manager {
             }
         }
     }
-}
-
-fn decide(rules: &Rules, reach: &ReachRequest, generation: u64) -> Result<PolicyDecision, Problem> {
-    let wrong = |why: &dyn fmt::Display| Problem::invalid("request.reach.url", why.to_string());
-    let (rest, default_port) = match reach.url.split_once("://") {
-        Some(("https", rest)) => (rest, 443),
-        Some(("http", rest)) => (rest, 80),
-        _ => return Err(wrong(&"it begins neither with https:// nor with http://")),
-    };
-    let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let authority = Authority::parse(authority, default_port).map_err(|error| wrong(&error))?;
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let path = if path.is_empty() { "/" } else { path };
-    let path = Path::parse(path, Leniency::default()).map_err(|error| wrong(&error))?;
-    let query = Query::parse(query).map_err(|error| wrong(&error))?;
-    let request = rules::Request {
-        host: &authority.host,
-        port: authority.port,
-        method: &reach.method,
-        path: &path,
-        query: &query,
-        websocket: false,
-        grpc: false,
-        content_type: None,
-    };
-    let decision = |allowed, rule: Option<&rules::Origin>, reason: String, remedy: String| {
-        let rule = rule.map_or_else(
-            || RuleRef {
-                file: "built-in".into(),
-                line: 0,
-                text: "what no rule allows is denied".into(),
-            },
-            |rule| RuleRef {
-                file: rule.source.to_string(),
-                line: rule.line,
-                text: rule.text.to_string(),
-            },
-        );
-        let remedy = Some(remedy).filter(|remedy| !remedy.is_empty());
-        PolicyDecision { allowed, rule, reason, remedy, generation }
-    };
-    let denied = |refusal: rules::Refusal| {
-        decision(false, refusal.rule.as_ref(), refusal.reason, refusal.hint)
-    };
-    Ok(match rules.endpoint(&authority.host, authority.port) {
-        Err(refusal) => denied(refusal),
-        Ok(endpoint) if endpoint.kind != rules::Kind::Http && default_port == 443 => {
-            let reason = "the connection is passed on without being looked into".to_owned();
-            decision(true, Some(endpoint.rule), reason, String::new())
-        }
-        Ok(_) => match rules.request(&request) {
-            Verdict::Deny(refusal) => denied(refusal),
-            Verdict::Allow(allowed) => {
-                let reason = "the request is allowed".to_owned();
-                decision(true, Some(allowed.rule), reason, String::new())
-            }
-            Verdict::Body(_) => {
-                let reason = "the request is allowed if what its body says is".to_owned();
-                decision(true, None, reason, String::new())
-            }
-        },
-    })
 }
 
 /// `upstream.toml`: how servers are reached from this host.
@@ -702,11 +707,7 @@ fn entry(written: &Written) -> Entry {
     entry.actor = sandbox.id.clone();
     let since = event.at.duration_since(UNIX_EPOCH).unwrap_or_default();
     entry.at = Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
-    entry.rule = event.rule.as_ref().map(|rule| RuleRef {
-        file: rule.source.to_string(),
-        line: rule.line,
-        text: rule.text.to_string(),
-    });
+    entry.rule = event.rule.as_ref().map(rule_ref);
     entry.generation = Some(event.generation);
     if event.decision == Decision::Denied {
         entry.decision = AuditDecision::Denied;

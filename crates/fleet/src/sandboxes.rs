@@ -220,7 +220,7 @@ impl Manager {
         let is_about_network =
             change.network.is_some() || change.allow.is_some() || change.deny.is_some();
         if is_about_network {
-            self.check_change(&present, &change).await?;
+            self.check_change(&seat, &present, &change).await?;
         }
         let moved = self
             .change(&seat, |row, batch| {

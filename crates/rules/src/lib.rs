@@ -10,6 +10,7 @@ mod body;
 mod document;
 mod entry;
 mod error;
+mod explain;
 mod file;
 mod git;
 mod glob;
@@ -29,6 +30,7 @@ mod tenants;
 
 pub use body::BodyRule;
 pub use error::{Error, Fault};
+pub use explain::{Explanation, Probe, ProbeError};
 pub use layer::{Access, Layer, Placed};
 pub use line::Line;
 pub use origin::Origin;

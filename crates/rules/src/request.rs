@@ -93,6 +93,13 @@ impl Allowed<'_> {
         let index = self.names.iter().position(|name| **name == *service);
         index.is_some_and(|index| self.services & (1 << index) != 0)
     }
+
+    /// All services of which a rule allows it.
+    pub fn services(&self) -> impl Iterator<Item = &str> {
+        let bits = self.services;
+        let named = self.names.iter().enumerate();
+        named.filter(move |(index, _)| bits & (1 << index) != 0).map(|(_, name)| &**name)
+    }
 }
 
 /// Why something is refused.

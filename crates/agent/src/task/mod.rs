@@ -419,9 +419,12 @@ impl Sandbox {
                 socket: theirs,
                 status: status_writer,
             }),
-            Ok(Fork::Parent(_, init)) => {
-                Ok(Spare { remains: Remains { init, bound, broken_input: None }, socket, status, hostname })
-            }
+            Ok(Fork::Parent(_, init)) => Ok(Spare {
+                remains: Remains { init, bound, broken_input: None },
+                socket,
+                status,
+                hostname,
+            }),
             Err(error) => {
                 self.bounds.remove(&bound);
                 Err(error).during("fork the task's init")

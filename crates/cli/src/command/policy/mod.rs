@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use client::api::{
-    self, NetworkMode, PolicyCheck, PolicyDecision, PolicyInfo, PolicyRequest, PolicySubject,
-    RuleRef,
+    self, CreateSandbox, NetworkMode, PolicyCheck, PolicyDecision, PolicyInfo, PolicyRequest,
+    PolicySubject, ReachRequest, RuleRef,
 };
 use policy::{Host, Kind, Layer, Policy, Request};
 
 mod network;
 mod registries;
 
-use network::NetworkArgs;
+use network::AboutNetwork;
 
 use super::create::{self, SpecArgs};
 use crate::connection;
@@ -34,7 +34,8 @@ Examples:
   sandforge policy check exec -- git push
   sandforge policy check --file policy.toml exec -- git push     without a server
   sandforge policy check --as-role viewer mount ~/.ssh:/keys
-  sandforge policy check network POST https://api.github.com/user/keys --service github
+  sandforge policy check network POST https://api.github.com/user/keys --credential github
+  sandforge policy check network GET https://example.com/ --sandbox work
   sandforge policy init
   sandforge policy show
   sandforge policy reload")]
@@ -114,7 +115,7 @@ enum About {
         mount: OsString,
     },
     /// To have a network (offline, fetch, allow or open), or to send a request
-    Network(NetworkArgs),
+    Network(AboutNetwork),
 }
 
 impl PolicyArgs {
@@ -177,15 +178,17 @@ fn layers(info: &PolicyInfo) -> String {
 }
 
 impl CheckArgs {
-    fn run(self) -> Result<u8, Failure> {
+    fn run(mut self) -> Result<u8, Failure> {
         let json = self.json;
         let has_files = !self.file.is_empty() || !self.project.is_empty();
-        let decision = match &self.about {
-            About::Network(NetworkArgs { url: Some(url), .. }) => {
-                self.of_request(url, has_files)?
-            }
-            _ if has_files => self.decide()?,
-            _ => self.ask()?,
+        let url = match &mut self.about {
+            About::Network(about) if about.sandbox.is_none() => about.url.take(),
+            _ => None,
+        };
+        let decision = match url {
+            Some(url) => self.of_request(&url, has_files)?,
+            None if has_files => self.decide()?,
+            None => self.ask()?,
         };
         match json {
             true => super::print_json(&decision)?,
@@ -232,13 +235,14 @@ impl CheckArgs {
     }
 
     /// Decides about a request, within what files or the server's policy leave.
-    fn of_request(&self, url: &str, has_files: bool) -> Result<PolicyDecision, Failure> {
-        let About::Network(network) = &self.about else {
+    fn of_request(self, url: &str, has_files: bool) -> Result<PolicyDecision, Failure> {
+        let layers = if has_files { Some(self.layers()?) } else { None };
+        let About::Network(network) = self.about else {
             return Err(Failure::usage("this is no request"));
         };
-        let (layers, generation) = match has_files {
-            true => (self.layers()?, 0),
-            false => {
+        let (layers, generation) = match layers {
+            Some(layers) => (layers, 0),
+            None => {
                 let info = connection::ask(async |client| Ok(client.show_policy().await?))?;
                 (of_server(&info)?, info.generation)
             }
@@ -308,6 +312,14 @@ fn request(about: About) -> Result<PolicyRequest, Failure> {
             PolicyRequest::Exec(Box::new(remote::exec(task.exec)?))
         }
         About::Mount { mount } => PolicyRequest::Mount(create::mount(&mount)?),
+        About::Network(AboutNetwork { asked, sandbox, url: Some(url), .. }) => {
+            PolicyRequest::Reach(Box::new(ReachRequest {
+                method: asked,
+                url,
+                sandbox,
+                create: CreateSandbox::default(),
+            }))
+        }
         About::Network(network) => {
             let mode = network.asked.parse().map_err(|problem: String| {
                 Failure::usage(problem).help("to ask about a request, name its method and its URL")
@@ -365,8 +377,8 @@ fn question(request: PolicyRequest, who: policy::Subject) -> Result<Request, Fai
             Request::Mount(policy::MountRequest { who, mount: mount(asked)? })
         }
         PolicyRequest::Reach(_) => {
-            return Err(Failure::usage("--file decides about no request to a server")
-                .help("leave --file out"));
+            return Err(Failure::usage("a sandbox is asked about at its server")
+                .help("leave out --file and --project, or --sandbox"));
         }
         PolicyRequest::Network(mode) => {
             Request::Network(policy::NetworkRequest { who, mode: network(mode) })

@@ -9,7 +9,6 @@ use discover::{Discovery, FILE, Surroundings};
 use fleet::paths;
 use serde::Serialize;
 
-use super::read;
 use crate::failure::Failure;
 use crate::filter;
 
@@ -40,12 +39,7 @@ fn file() -> Result<PathBuf, Failure> {
 
 /// The registries that were written down, or else those that are found now.
 pub(super) fn known() -> Result<Discovery, Failure> {
-    let path = file()?;
-    if !path.exists() {
-        return Ok(discover::discover(&Surroundings::of_process()));
-    }
-    Discovery::parse(&path.display().to_string(), &read(&path)?)
-        .map_err(|error| Failure::usage(error.to_string()))
+    discover::known(Some(&file()?)).map_err(|error| Failure::usage(error.to_string()))
 }
 
 /// Finds them, writes them down and shows them.
