@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use mistake::Lines;
 use rules::{Registry, RegistryKind};
 use serde::Deserialize;
 use toml::Spanned;
@@ -21,9 +22,9 @@ pub struct Error {
     /// The file.
     pub source_name: String,
     /// From 1.
-    pub line: usize,
+    pub line: u32,
     /// In characters, from 1.
-    pub column: usize,
+    pub column: u32,
     /// What is wrong.
     pub fault: Fault,
 }
@@ -98,15 +99,10 @@ impl Discovery {
     /// # Errors
     /// The first mistake.
     pub fn parse(source: &str, text: &str) -> Result<Self, Error> {
+        let lines = Lines::of(text);
         let error = |at: usize, fault: Fault| {
-            let before = text.get(..at).unwrap_or_default();
-            let start = before.rfind('\n').map_or(0, |at| at + 1);
-            Error {
-                source_name: source.to_owned(),
-                line: before.matches('\n').count() + 1,
-                column: before[start..].chars().count() + 1,
-                fault,
-            }
+            let (line, column) = lines.place(at);
+            Error { source_name: source.to_owned(), line, column, fault }
         };
         if text.len() > MAX_TEXT {
             return Err(error(0, Fault::TooLong { limit: MAX_TEXT }));

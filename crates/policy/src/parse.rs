@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::str::FromStr;
 
+use mistake::{Lines, distance, nearest};
 use rules::Placed;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -52,39 +53,26 @@ type Table<'a> = DeTable<'a>;
 type Node<'a> = Spanned<DeValue<'a>>;
 
 pub(crate) fn layer(source: &str, text: &str, kind: Kind) -> Result<Layer, Error> {
-    let ends = text.match_indices('\n').map(|(at, _)| at).collect();
-    let mut reader = Reader { source, text, kind, ends, patterns: 0 };
+    let mut reader = Reader { source, text, kind, lines: Lines::of(text), patterns: 0 };
     if text.len() > Layer::MAX_TEXT {
         return Err(reader.error(0..0, Fault::TooLong { limit: Layer::MAX_TEXT }));
     }
-    let document = Table::parse(text).map_err(|error| {
-        let message: String =
-            error.message().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        reader.error(error.span().unwrap_or(0..0), Fault::Syntax(message))
-    })?;
-    reader.layer(document.get_ref())
+    let document = mistake::toml(text)
+        .map_err(|(at, message)| reader.error(at..at, Fault::Syntax(message)))?;
+    reader.layer(&document)
 }
 
 struct Reader<'a> {
     source: &'a str,
     text: &'a str,
     kind: Kind,
-    /// Where lines end.
-    ends: Vec<usize>,
+    lines: Lines<'a>,
     patterns: usize,
 }
 
 impl Reader<'_> {
-    fn place(&self, at: usize) -> (u32, u32) {
-        let line = self.ends.partition_point(|end| *end < at);
-        let start = line.checked_sub(1).map_or(0, |above| self.ends[above] + 1);
-        let column = self.text.get(start..at).map_or(0, |before| before.chars().count());
-        let number = |index| u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1);
-        (number(line), number(column))
-    }
-
     fn error(&self, span: Range<usize>, fault: Fault) -> Error {
-        let (line, column) = self.place(span.start);
+        let (line, column) = self.lines.place(span.start);
         Error { file: self.source.to_owned(), line, column, fault }
     }
 
@@ -93,20 +81,12 @@ impl Reader<'_> {
     }
 
     fn mistyped(&self, node: &Node<'_>, key: &str, wanted: &'static str) -> Error {
-        let found = match node.get_ref() {
-            DeValue::String(_) => "a string",
-            DeValue::Integer(_) => "a number",
-            DeValue::Float(_) => "a fraction",
-            DeValue::Boolean(_) => "true or false",
-            DeValue::Datetime(_) => "a time",
-            DeValue::Array(_) => "a list",
-            DeValue::Table(_) => "a section",
-        };
+        let found = mistake::kind(node.get_ref());
         self.error(node.span(), Fault::Type { key: key.to_owned(), found, wanted })
     }
 
     fn rule(&self, span: Range<usize>, text: String) -> Rule {
-        Rule { file: self.source.to_owned(), line: self.place(span.start).0, text }
+        Rule { file: self.source.to_owned(), line: self.lines.place(span.start).0, text }
     }
 
     fn layer(&mut self, document: &Table<'_>) -> Result<Layer, Error> {
@@ -319,7 +299,7 @@ impl Reader<'_> {
                 return Err(self.error(node.span(), Fault::TooMany { limit: MAX_PATTERNS }));
             }
             let text = self.string(node, key, "a rule, such as \"READ example.com/docs/**\"")?;
-            let (line, column) = self.place(node.span().start);
+            let (line, column) = self.lines.place(node.span().start);
             lines.push(Placed { text, line, column });
         }
         Ok(Some(lines))
@@ -530,54 +510,9 @@ fn is_meant(key: &str) -> bool {
     names.into_iter().any(|name| distance(key, name) <= usize::from(name.len() > 3))
 }
 
-fn nearest(text: &str, known: &[&str]) -> String {
-    let near = known
-        .iter()
-        .map(|one| (distance(text, one), *one))
-        .filter(|(distance, one)| *distance <= one.len().div_ceil(3))
-        .min();
-    match near {
-        Some((_, one)) => format!("did you mean {one:?}?"),
-        None => format!("there are: {}", known.join(", ")),
-    }
-}
-
-/// How many characters to add, remove, change or swap with the next; of long texts, too many.
-fn distance(one: &str, other: &str) -> usize {
-    const LONG: usize = 64;
-    let (one, other): (Vec<_>, Vec<_>) = (one.chars().collect(), other.chars().collect());
-    if one.len() > LONG || other.len() > LONG {
-        return LONG;
-    }
-    let mut rows: Vec<Vec<usize>> = vec![(0..=other.len()).collect()];
-    for (index, a) in one.iter().enumerate() {
-        let mut row = vec![index + 1];
-        for (column, b) in other.iter().enumerate() {
-            let changed = rows[index][column] + usize::from(a != b);
-            let mut least = changed.min(row[column] + 1).min(rows[index][column + 1] + 1);
-            let is_swap =
-                index > 0 && column > 0 && *a == other[column - 1] && one[index - 1] == *b;
-            if is_swap {
-                least = least.min(rows[index - 1][column - 1] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[one.len()][other.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_swap_is_one_mistake() {
-        assert_eq!(distance("policy", "polciy"), 1);
-        assert_eq!(distance("images", "image"), 1);
-        assert_eq!(distance("env", "dev"), 2);
-        assert_eq!(distance("", "abc"), 3);
-    }
 
     #[test]
     fn the_built_in_layer_is_well_formed_and_speaks_of_every_list() {

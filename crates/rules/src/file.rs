@@ -4,13 +4,13 @@ use std::borrow::Borrow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use mistake::{Lines, nearest};
 use services::Service;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::error::{Error, Fault};
 use crate::layer::{Layer, Rule, Wanted, Written, host_rule};
-use crate::nearest::nearest;
 use crate::origin::Origin;
 
 type Table<'a> = DeTable<'a>;
@@ -31,51 +31,30 @@ impl Layer {
         services: &[S],
     ) -> Result<Self, Error> {
         let services: Vec<&Service> = services.iter().map(Borrow::borrow).collect();
-        let ends = text.match_indices('\n').map(|(at, _)| at).collect();
-        let reader = Reader { source: source.into(), text, ends };
+        let reader = Reader { source: source.into(), text, lines: Lines::of(text) };
         if text.len() > Self::MAX_TEXT {
             return Err(reader.error(0..0, Fault::TooLong { limit: Self::MAX_TEXT }));
         }
-        let document = Table::parse(text).map_err(|error| {
-            let message: String =
-                error.message().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-            reader.error(error.span().unwrap_or(0..0), Fault::Syntax(message))
-        })?;
-        reader.layer(document.get_ref(), &services)?.bounded(source)
+        let document = mistake::toml(text)
+            .map_err(|(at, message)| reader.error(at..at, Fault::Syntax(message)))?;
+        reader.layer(&document, &services)?.bounded(source)
     }
 }
 
 struct Reader<'a> {
     source: Arc<str>,
     text: &'a str,
-    /// Where lines end.
-    ends: Vec<usize>,
+    lines: Lines<'a>,
 }
 
 impl Reader<'_> {
-    fn place(&self, at: usize) -> (u32, u32) {
-        let line = self.ends.partition_point(|end| *end < at);
-        let start = line.checked_sub(1).map_or(0, |above| self.ends[above] + 1);
-        let column = self.text.get(start..at).map_or(0, |before| before.chars().count());
-        let number = |index| u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1);
-        (number(line), number(column))
-    }
-
     fn error(&self, span: Range<usize>, fault: Fault) -> Error {
-        let (line, column) = self.place(span.start);
+        let (line, column) = self.lines.place(span.start);
         Error { source: Arc::clone(&self.source), line, column, text: None, fault }
     }
 
     fn mistyped(&self, node: &Node<'_>, key: &str, wanted: &'static str) -> Error {
-        let found = match node.get_ref() {
-            DeValue::String(_) => "a string",
-            DeValue::Integer(_) => "a number",
-            DeValue::Float(_) => "a fraction",
-            DeValue::Boolean(_) => "true or false",
-            DeValue::Datetime(_) => "a time",
-            DeValue::Array(_) => "a list",
-            DeValue::Table(_) => "a section",
-        };
+        let found = mistake::kind(node.get_ref());
         self.error(node.span(), Fault::Type { key: key.to_owned(), found, wanted })
     }
 
@@ -164,7 +143,7 @@ impl Reader<'_> {
 
     fn written(&self, node: &Node<'_>, text: &str) -> Written {
         let span = node.span();
-        let (line, column) = self.place(span.start);
+        let (line, column) = self.lines.place(span.start);
         let origin = Origin { source: Arc::clone(&self.source), line, text: text.into() };
         // Between its quotes, and without escapes.
         let inner = self.text.get(span.start.saturating_add(1)..span.end.saturating_sub(1));

@@ -21,7 +21,6 @@ mod layer;
 mod line;
 mod mcp;
 mod method;
-mod nearest;
 mod origin;
 mod registry;
 mod request;

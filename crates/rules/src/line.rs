@@ -4,11 +4,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use canonical::{Authority, Host, Leniency, Path, Query};
+use mistake::nearest;
 use services::Service;
 
 use crate::glob::{Glob, Sequence};
 use crate::method::Methods;
-use crate::nearest::nearest;
 
 /// Longest rule, in bytes.
 const MAX_LINE: usize = 1024;

@@ -50,7 +50,7 @@ impl FromStr for RegistryKind {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let known = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
-        known.ok_or_else(|| crate::nearest::nearest(text, Self::ALL.map(Self::as_str)))
+        known.ok_or_else(|| mistake::nearest(text, Self::ALL.map(Self::as_str)))
     }
 }
 

@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use canonical::{Authority, Host};
+use mistake::nearest;
 
 use crate::definition::{Definition, Parameter, Values};
 use crate::error::{Error, Fault, Unusable};
-use crate::parse::{File, nearest};
+use crate::parse::File;
 use crate::{Service, Shape};
 
 /// The files that come with the program.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use canonical::Leniency;
+use mistake::{Lines, nearest};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -56,21 +57,15 @@ impl<'a> File<'a> {
         if self.text.len() > MAX_TEXT {
             return Err(self.error((0..0, Fault::TooLong { limit: MAX_TEXT })));
         }
-        let document = Table::parse(self.text).map_err(|error| {
-            let plain = error.message().chars().map(|c| if c.is_control() { ' ' } else { c });
-            let fault = Fault::Syntax(plain.collect());
-            self.error((error.span().unwrap_or(0..0), fault))
-        })?;
-        definition(document.get_ref()).map_err(|failure| self.error(failure))
+        let document = mistake::toml(self.text)
+            .map_err(|(at, message)| self.error((at..at, Fault::Syntax(message))))?;
+        definition(&document).map_err(|failure| self.error(failure))
     }
 
     /// With the place in words.
     pub(crate) fn error(&self, (span, fault): Failure) -> Error {
-        let before = self.text.get(..span.start).unwrap_or_default();
-        let line = before.bytes().filter(|byte| *byte == b'\n').count();
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count();
-        let number = |index| u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1);
-        Error { file: self.source.to_owned(), line: number(line), column: number(column), fault }
+        let (line, column) = Lines::of(self.text).place(span.start);
+        Error { file: self.source.to_owned(), line, column, fault }
     }
 }
 
@@ -295,7 +290,7 @@ fn leniency(node: &Node<'_>) -> Result<Leniency, Failure> {
             "parameters" => leniency.parameters = true,
             "empty_segments" => leniency.empty_segments = true,
             other => {
-                let hint = nearest(other, &["encoded_separators", "parameters", "empty_segments"]);
+                let hint = nearest(other, ["encoded_separators", "parameters", "empty_segments"]);
                 let fault = Fault::UnknownKey { key: other.to_owned(), hint };
                 return Err((one.span, fault));
             }
@@ -385,29 +380,6 @@ fn value(node: &Node<'_>, key: &str, problem: String) -> Failure {
 }
 
 fn mistyped(node: &Node<'_>, key: &str, wanted: &'static str) -> Failure {
-    let found = match node.get_ref() {
-        DeValue::String(_) => "a string",
-        DeValue::Integer(_) => "a number",
-        DeValue::Float(_) => "a fraction",
-        DeValue::Boolean(_) => "true or false",
-        DeValue::Datetime(_) => "a time",
-        DeValue::Array(_) => "a list",
-        DeValue::Table(_) => "a section",
-    };
+    let found = mistake::kind(node.get_ref());
     (node.span(), Fault::Type { key: key.to_owned(), found, wanted })
-}
-
-/// What was probably meant, or what there is.
-pub(crate) fn nearest(text: &str, known: &[&str]) -> String {
-    // Distances take the product of the lengths.
-    let near = known
-        .iter()
-        .filter(|_| text.len() <= 64)
-        .map(|one| (strsim::osa_distance(text, one), *one))
-        .filter(|(distance, one)| *distance <= one.len().div_ceil(3))
-        .min();
-    match near {
-        Some((_, one)) => format!("did you mean {one:?}?"),
-        None => format!("there are: {}", known.join(", ")),
-    }
 }
