@@ -1,5 +1,6 @@
 //! The gateway as a guest and as origins see it.
 
 mod attacks;
+mod bodies;
 mod flow;
 mod support;
