@@ -807,6 +807,13 @@ fn adapt(
                 request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
             *request.uri_mut() = Uri::from(path);
             *request.version_mut() = Version::HTTP_11;
+            // hyper drops a body of unknown length where the method seldom has one.
+            if http_body::Body::size_hint(request.body()).exact().is_none()
+                && !request.headers().contains_key(header::CONTENT_LENGTH)
+            {
+                let chunked = HeaderValue::from_static("chunked");
+                request.headers_mut().insert(header::TRANSFER_ENCODING, chunked);
+            }
         }
         crate::pool::Connection::H2(_) => *request.version_mut() = Version::HTTP_2,
     }

@@ -2,5 +2,6 @@
 
 mod attacks;
 mod bodies;
+mod connections;
 mod flow;
 mod support;

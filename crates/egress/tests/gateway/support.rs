@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rules::{Layer, Mode, Rules};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use services::{Charset, Kind, Service, Shape, Slot};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
@@ -29,15 +31,24 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 #[derive(Default)]
-pub(crate) struct Events(Mutex<Vec<Event>>);
+pub(crate) struct Events(Mutex<Vec<Event>>, AtomicBool);
 
 impl Journal for Events {
     fn record(&self, event: Event) {
         self.0.lock().unwrap().push(event);
     }
+
+    fn is_ready(&self) -> bool {
+        !self.1.load(Ordering::Relaxed)
+    }
 }
 
 impl Events {
+    /// There is no room for more, from now on.
+    pub(crate) fn fill(&self) {
+        self.1.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn all(&self) -> Vec<Event> {
         self.0.lock().unwrap().clone()
     }
@@ -60,13 +71,32 @@ impl Roots {
 
     pub(crate) fn config(&self, names: &[&str], protocols: &[&str]) -> Arc<ServerConfig> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        self.certified(CertificateParams::new(names).unwrap(), protocols, false)
+    }
+
+    /// One with this certificate, which asks for one of its clients too if `wants_client`.
+    pub(crate) fn certified(
+        &self,
+        params: CertificateParams,
+        protocols: &[&str],
+        wants_client: bool,
+    ) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
-        let certificate =
-            CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
-        let mut config = ServerConfig::builder_with_provider(provider())
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
+            .unwrap();
+        let builder = match wants_client {
+            false => builder.with_no_client_auth(),
+            true => {
+                let mut roots = RootCertStore::empty();
+                roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
+                builder.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let mut config = builder
             .with_single_cert(
                 vec![certificate.der().clone()],
                 PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
@@ -193,6 +223,10 @@ async fn serve(mut stream: impl Stream, record: impl Fn(&[u8]), answer: Answer) 
         };
         let answer = answer(&head, &body);
         if stream.write_all(&answer).await.is_err() || stream.flush().await.is_err() {
+            return;
+        }
+        if find(&answer, b"\r\nConnection: close\r\n").is_some() {
+            stream.shutdown().await.ok();
             return;
         }
         if answer.starts_with(b"HTTP/1.1 101") {
@@ -346,6 +380,12 @@ impl World {
         })
         .unwrap();
         Self { gateway, events, api, other, plain }
+    }
+
+    /// These rules in the place of all others.
+    pub(crate) fn allow_only(&self, lines: &[&str]) {
+        let layer = Layer::from_lines("test", lines, &[] as &[&str]).unwrap();
+        self.gateway.set_rules(Rules::new(Mode::Allow, vec![layer], Vec::new()).unwrap());
     }
 
     /// Asks for an address as a guest does.
