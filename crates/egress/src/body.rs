@@ -32,6 +32,9 @@ impl fmt::Display for BodyError {
 
 impl std::error::Error for BodyError {}
 
+/// Bytes that are decoded at once: they can become a thousand times as many.
+const STEP: usize = 1 << 10;
+
 /// What a guest sends. Its trailers are dropped: what they may say was not judged.
 pub(crate) struct Sent {
     first: VecDeque<Bytes>,
@@ -135,6 +138,8 @@ pub(crate) enum Reply {
 pub(crate) struct Served {
     pub(crate) incoming: Incoming,
     pub(crate) decoder: Option<Decoder>,
+    /// What the decoder did not have yet.
+    pub(crate) encoded: Bytes,
     pub(crate) redaction: Option<redact::Stream>,
     /// After the last of the data.
     pub(crate) trailers: Option<HeaderMap>,
@@ -181,6 +186,16 @@ impl Decoder {
 }
 
 impl Served {
+    /// The next piece for the decoder, of what it did not have yet.
+    fn step(&mut self) -> Option<Bytes> {
+        let length = self.encoded.len().min(STEP);
+        (length > 0).then(|| self.encoded.split_to(length))
+    }
+
+    fn is_more_than_a_step(&self, data: &Bytes) -> bool {
+        self.decoder.is_some() && data.len() > STEP
+    }
+
     /// Some of the body, ready for the guest.
     fn pass(&mut self, data: Bytes) -> Result<Bytes, BodyError> {
         let data = match &mut self.decoder {
@@ -244,10 +259,21 @@ impl http_body::Body for Reply {
                     served.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
                 );
             }
-            let frame = ready!(Pin::new(&mut served.incoming).poll_frame(context));
-            let data = match frame.map(|frame| frame.map(Frame::into_data)) {
+            let frame = match served.step() {
+                Some(data) => Some(Ok(Ok(data))),
+                None => ready!(Pin::new(&mut served.incoming).poll_frame(context))
+                    .map(|frame| frame.map(Frame::into_data)),
+            };
+            let data = match frame {
+                Some(Ok(Ok(data))) if served.is_more_than_a_step(&data) => {
+                    served.encoded = data;
+                    continue;
+                }
                 // A body of a known length is not asked for its end.
-                Some(Ok(Ok(data))) if http_body::Body::is_end_stream(&served.incoming) => {
+                Some(Ok(Ok(data)))
+                    if served.encoded.is_empty()
+                        && http_body::Body::is_end_stream(&served.incoming) =>
+                {
                     served.pass(data).and_then(|data| Ok((data, served.end()?))).map(joined)
                 }
                 Some(Ok(Ok(data))) => served.pass(data),

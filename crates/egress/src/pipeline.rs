@@ -423,6 +423,10 @@ impl Pipeline {
         for name in HOP_BY_HOP.iter().chain(&nominated) {
             parts.headers.remove(name);
         }
+        // What has no body has no length of one.
+        if matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+            parts.headers.remove(header::CONTENT_LENGTH);
+        }
         // The guest has no other way to the server.
         parts.headers.remove(header::ALT_SVC);
         let mut decoder = None;
@@ -455,6 +459,7 @@ impl Pipeline {
         let served = Served {
             incoming,
             decoder,
+            encoded: Bytes::new(),
             redaction,
             trailers: None,
             is_over: false,

@@ -17,8 +17,12 @@ use crate::upstream::{DialError, Upstream};
 
 /// How long a connection without a request is kept.
 const IDLE: Duration = Duration::from_secs(60);
-/// Most idle connections to one server.
+/// Most idle connections to one server, and to all servers of a sandbox: under a rule for many hosts
+/// a guest could have the host's descriptors kept open otherwise.
 const MOST_IDLE: usize = 32;
+const MOST_KEPT: usize = 256;
+/// Most servers whose protocol is remembered.
+const MOST_KNOWN: usize = 4096;
 
 /// Where a request goes and how.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -44,6 +48,8 @@ pub(crate) struct Pool {
 #[derive(Default)]
 struct Idle {
     h1: HashMap<Route, Vec<(http1::SendRequest<Sent>, Instant)>>,
+    /// How many `h1` has.
+    kept: usize,
     h2: HashMap<Route, http2::SendRequest<Sent>>,
     /// What was agreed on last: what guests are offered next.
     protocols: HashMap<Authority, Protocol>,
@@ -71,17 +77,60 @@ impl Lease {
         if self.sender.is_closed() {
             return;
         }
-        let mut idle = pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let list = idle.h1.entry(self.route).or_default();
-        list.retain(|(sender, since)| since.elapsed() < IDLE && !sender.is_closed());
-        if list.len() < MOST_IDLE {
-            list.push((self.sender, Instant::now()));
-        }
+        pool.lock().unwrap_or_else(PoisonError::into_inner).keep(self.route, self.sender);
     }
 
     pub(crate) fn sender(&mut self) -> &mut http1::SendRequest<Sent> {
         &mut self.sender
     }
+}
+
+impl Idle {
+    fn keep(&mut self, route: Route, sender: http1::SendRequest<Sent>) {
+        if self.kept >= MOST_KEPT {
+            self.h1.retain(|_, list| {
+                list.retain(is_usable);
+                !list.is_empty()
+            });
+            self.kept = self.h1.values().map(Vec::len).sum();
+        }
+        let list = self.h1.entry(route).or_default();
+        let before = list.len();
+        list.retain(is_usable);
+        self.kept -= before - list.len();
+        if list.len() < MOST_IDLE && self.kept < MOST_KEPT {
+            list.push((sender, Instant::now()));
+            self.kept += 1;
+        }
+    }
+
+    fn take(&mut self, route: &Route) -> Option<(http1::SendRequest<Sent>, Instant)> {
+        let taken = self.h1.get_mut(route)?.pop()?;
+        self.kept -= 1;
+        Some(taken)
+    }
+
+    fn share(&mut self, route: Route, sender: http2::SendRequest<Sent>) {
+        if self.h2.len() >= MOST_KEPT {
+            self.h2.retain(|_, sender| !sender.is_closed());
+        }
+        if self.h2.len() >= MOST_KEPT {
+            // Requests that are under way hold theirs open.
+            self.h2.clear();
+        }
+        self.h2.insert(route, sender);
+    }
+
+    fn learn(&mut self, authority: Authority, protocol: Protocol) {
+        if self.protocols.len() >= MOST_KNOWN {
+            self.protocols.clear();
+        }
+        self.protocols.insert(authority, protocol);
+    }
+}
+
+fn is_usable((sender, since): &(http1::SendRequest<Sent>, Instant)) -> bool {
+    since.elapsed() < IDLE && !sender.is_closed()
 }
 
 impl Pool {
@@ -101,7 +150,7 @@ impl Pool {
             }
         }
         loop {
-            let (mut sender, since) = self.lock().h1.get_mut(route)?.pop()?;
+            let (mut sender, since) = self.lock().take(route)?;
             if since.elapsed() < IDLE && !sender.is_closed() && sender.ready().await.is_ok() {
                 return Some(Connection::H1(self.lease(route, sender, true)));
             }
@@ -154,7 +203,7 @@ impl Pool {
         let speaks_h2 = session.alpn_protocol() == Some(b"h2");
         if !only_h1 {
             let protocol = if speaks_h2 { Protocol::H2 } else { Protocol::H1 };
-            self.lock().protocols.insert(route.authority.clone(), protocol);
+            self.lock().learn(route.authority.clone(), protocol);
         }
         if !speaks_h2 {
             let sender = h1(stream).await.map_err(broken)?;
@@ -172,7 +221,7 @@ impl Pool {
                 tracing::debug!(%error, "a connection to a server ended");
             }
         });
-        self.lock().h2.insert(route.clone(), sender.clone());
+        self.lock().share(route.clone(), sender.clone());
         Ok(Connection::H2(sender))
     }
 
@@ -184,6 +233,7 @@ impl Pool {
     pub(crate) fn clear(&self) {
         let mut idle = self.lock();
         idle.h1.clear();
+        idle.kept = 0;
         idle.h2.clear();
     }
 
@@ -243,5 +293,46 @@ impl Connection {
             request: error.take_message(),
             error: error.into_error(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use canonical::Host;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::upstream::Options;
+
+    #[tokio::test]
+    async fn a_thousand_servers_keep_no_more_connections_open_than_there_is_room_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let host = |number: usize| Host::parse(&format!("n{number}.example")).unwrap();
+        let pins = (0..1000).map(|at| (host(at).name().unwrap().clone(), address)).collect();
+        let upstream = Upstream::new(Options { pins, ..Options::default() }).unwrap();
+        let pool = Pool::default();
+        let mut open = Vec::new();
+        for at in 0..1000 {
+            let authority = Authority { host: host(at), port: 80 };
+            let route = Route { authority, is_secure: false };
+            let Ok(Connection::H1(lease)) = pool.dial(&upstream, &route, false, true).await else {
+                panic!("no connection");
+            };
+            open.push(listener.accept().await.unwrap());
+            lease.give_back();
+        }
+        let kept = {
+            let idle = pool.lock();
+            (idle.kept, idle.h1.values().map(Vec::len).sum())
+        };
+        assert_eq!(kept, (MOST_KEPT, MOST_KEPT));
+        let route = Route { authority: Authority { host: host(0), port: 80 }, is_secure: false };
+        assert!(pool.reuse(&route, true).await.is_some_and(|one| one.is_used()));
+        assert_eq!(pool.lock().kept, MOST_KEPT - 1);
+        for number in 0..=MOST_KNOWN {
+            pool.lock().learn(Authority { host: host(number), port: 443 }, Protocol::H2);
+        }
+        assert!(pool.lock().protocols.len() <= MOST_KNOWN);
     }
 }

@@ -289,7 +289,92 @@ fn proxy(text: &str) -> Result<Proxy, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::Mutex;
+
+    use hickory_proto::op::Message;
+    use hickory_proto::rr::rdata::A;
+    use hickory_proto::rr::{RData, Record, RecordType};
+    use hickory_resolver::config::{
+        ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig,
+    };
+    use hickory_resolver::net::runtime::TokioRuntimeProvider;
+    use tokio::net::UdpSocket;
+
     use super::*;
+
+    /// An upstream whose DNS gives these addresses to one question after the other, to be forgotten
+    /// at once; and how many it was asked for.
+    async fn answering(answers: Vec<Vec<Ipv4Addr>>) -> (Upstream, Arc<Mutex<usize>>) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut connection = ConnectionConfig::udp();
+        connection.port = socket.local_addr().unwrap().port();
+        let asked = Arc::new(Mutex::new(0));
+        let count = asked.clone();
+        tokio::spawn(async move {
+            let mut bytes = [0; 512];
+            while let Ok((length, from)) = socket.recv_from(&mut bytes).await {
+                let query = Message::from_vec(&bytes[..length]).unwrap();
+                let question = query.queries[0].clone();
+                let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
+                reply.queries.push(question.clone());
+                if question.query_type() == RecordType::A {
+                    let mut count = count.lock().unwrap();
+                    for address in &answers[(*count).min(answers.len() - 1)] {
+                        let data = RData::A(A(*address));
+                        reply.answers.push(Record::from_rdata(question.name().clone(), 0, data));
+                    }
+                    *count += 1;
+                }
+                socket.send_to(&reply.to_vec().unwrap(), from).await.unwrap();
+            }
+        });
+        let mut server = NameServerConfig::udp(Ipv4Addr::LOCALHOST.into());
+        server.connections = vec![connection];
+        let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+        let mut builder =
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        builder.options_mut().use_hosts_file = ResolveHosts::Never;
+        let mut upstream = Upstream::new(Options::default()).unwrap();
+        upstream.resolver = builder.build().unwrap();
+        (upstream, asked)
+    }
+
+    async fn vetted(upstream: &Upstream, allow_private: bool) -> Result<Vec<IpAddr>, DialError> {
+        let host = host("rebound.example");
+        let name = host.name().unwrap();
+        let found = upstream.vetted(&host, name, 443, allow_private).await?;
+        Ok(found.iter().map(SocketAddr::ip).collect())
+    }
+
+    #[tokio::test]
+    async fn of_a_mixed_answer_only_what_may_be_dialled_is() {
+        let public = Ipv4Addr::new(93, 184, 216, 34);
+        let mixed = [[127, 0, 0, 1], [169, 254, 169, 254], [10, 0, 0, 1], [0, 0, 0, 0]];
+        let mut all: Vec<Ipv4Addr> = mixed.into_iter().map(Ipv4Addr::from).collect();
+        all.insert(2, public);
+        let (upstream, _) = answering(vec![all]).await;
+        assert_eq!(vetted(&upstream, false).await.unwrap(), [IpAddr::V4(public)]);
+        let private = vetted(&upstream, true).await.unwrap();
+        assert_eq!(private.len(), 2, "{private:?}");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_comes_to_mean_another_address_is_judged_by_that_one() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let public = Ipv4Addr::new(93, 184, 216, 34);
+        let (upstream, asked) = answering(vec![vec![public], vec![Ipv4Addr::LOCALHOST]]).await;
+        assert_eq!(vetted(&upstream, false).await.unwrap(), [IpAddr::V4(public)]);
+        for allow_private in [false, true] {
+            let dialled = upstream.dial(&host("rebound.example"), port, allow_private).await;
+            assert!(matches!(dialled, Err(DialError::Floor { .. })), "{dialled:?}");
+        }
+        // One answer is vetted and dialled; there is no second question between the two.
+        assert_eq!(*asked.lock().unwrap(), 3);
+        let nobody = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+        assert!(nobody.is_err());
+    }
 
     fn host(text: &str) -> Host {
         Host::parse(text).unwrap()

@@ -369,6 +369,38 @@ async fn a_placeholder_anywhere_else_goes_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_placeholder_in_a_body_stays_one() {
+    // S01, S03: whole, encoded, and in frames.
+    let world = World::answering(|head, _| match head.contains("upgrade: websocket") {
+        true => {
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+                .to_vec()
+        }
+        false => ok("hello"),
+    })
+    .await;
+    let body = format!("{{\"key\":\"{PLACEHOLDER}\",\"\\u0073{}\":1}}", &PLACEHOLDER[1..]);
+    let request = format!(
+        "POST /v1 HTTP/1.1\r\nHost: api.example\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = world.raw("api.example", request).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let ask = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let mut stream = world.tls("api.example", "api.example", &["http/1.1"]).await.unwrap();
+    stream.write_all(get("/v1/ws", ask).as_bytes()).await.unwrap();
+    assert!(crate::support::answer(&mut stream).await.starts_with("HTTP/1.1 101"));
+    let length = u8::try_from(PLACEHOLDER.len()).unwrap() | 0x80;
+    let frame = [&[0x81, length, 0, 0, 0, 0], PLACEHOLDER.as_bytes()].concat();
+    stream.write_all(&frame).await.unwrap();
+    while !world.api.seen().ends_with(PLACEHOLDER) {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let seen = world.api.seen();
+    assert!(seen.contains(&body) && !seen.contains(SECRET), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_credential_that_is_not_ours_goes_nowhere() {
     let b64 = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
     refused(

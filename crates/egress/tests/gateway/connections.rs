@@ -1,12 +1,16 @@
 //! Connections that are meant to smuggle something past the gateway, to wear it down, or to get on
 //! while it cannot write down what happens.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use egress::{Credential, Decision, Error};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf,
+};
 use wire::text::Secret;
 
 use crate::support::{PLACEHOLDER, SECRET, World, answer, ok, service};
@@ -72,9 +76,12 @@ async fn a_body_keeps_its_length_whatever_the_method() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_follows_a_switch_of_protocols_before_it_is_agreed_to() {
     // F10: the server takes its time, and has only the head meanwhile.
-    let world = World::answering(|_, body| {
+    let (agree, agreed) = std::sync::mpsc::channel::<()>();
+    let agreed = Mutex::new(agreed);
+    let world = World::answering(move |_, body| {
         assert!(body.is_empty());
-        std::thread::sleep(Duration::from_millis(300));
+        let agreed = || agreed.lock().unwrap().recv_timeout(Duration::from_secs(20));
+        tokio::task::block_in_place(agreed).unwrap();
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
             .to_vec()
     })
@@ -90,6 +97,7 @@ async fn nothing_follows_a_switch_of_protocols_before_it_is_agreed_to() {
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!world.plain.seen().contains("smuggled"), "{}", world.plain.seen());
+    agree.send(()).unwrap();
     let text = answer(&mut stream).await;
     assert!(text.starts_with("HTTP/1.1 101"), "{text}");
 }
@@ -186,23 +194,68 @@ async fn a_head_has_bounds() {
     assert_eq!(world.api.seen(), seen);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_may_come_in_small_pieces() {
-    // F20: the bytes of a ClientHello are put together, wherever they were cut. (Pieces of one byte are too few for
-    // tokio's pipes.)
+/// Writes so many bytes at once, and lets others go first.
+struct Pieces {
+    stream: DuplexStream,
+    size: usize,
+    has_waited: bool,
+}
+
+impl AsyncRead for Pieces {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, out)
+    }
+}
+
+impl AsyncWrite for Pieces {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.has_waited = !self.has_waited;
+        if self.has_waited {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let piece = &bytes[..bytes.len().min(self.size)];
+        Pin::new(&mut self.stream).poll_write(context, piece)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+// One thread: who waits lets the gateway read what there is.
+#[tokio::test]
+async fn a_handshake_and_a_request_may_come_byte_by_byte() {
+    // F20: what was cut is put together, wherever it was cut.
     let world = World::new().await;
     let address = world.lookup("api.example").await.unwrap();
-    for size in [7, 64] {
-        let (guest, host) = tokio::io::duplex(size);
-        let gateway = world.gateway.clone();
-        tokio::spawn(async move { gateway.connect(address.into(), 443, Box::new(host)).await });
-        let secured = world.secure(guest, "api.example", &["http/1.1"]).await;
-        let mut stream =
-            secured.unwrap_or_else(|error| panic!("{error}: {:?}", world.events.all()));
+    for size in [1, 7] {
+        let stream = world.open(address.into(), 443);
+        let pieces = Pieces { stream, size, has_waited: false };
+        let mut stream = world.secure(pieces, "api.example", &["http/1.1"]).await.unwrap();
         stream.write_all(get("/v1", &bearer()).as_bytes()).await.unwrap();
         stream.flush().await.unwrap();
         assert!(answer(&mut stream).await.starts_with("HTTP/1.1 200"), "{size}");
     }
+    let clear = world.lookup("clear.example").await.unwrap();
+    let stream = world.open(clear.into(), 80);
+    let mut pieces = Pieces { stream, size: 1, has_waited: false };
+    let request = "POST / HTTP/1.1\r\nHost: clear.example\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    pieces.write_all(format!("{request}{request}").as_bytes()).await.unwrap();
+    let answer = answer(&mut pieces).await;
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -308,12 +361,12 @@ async fn rules_that_name_nothing_allow_nothing() {
 struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 
 use crate::support::{Origin, PLACEHOLDER, Roots, SECRET, World, answer, ok};
 
-type Sender<B> = hyper::client::conn::http2::SendRequest<B>;
+pub(crate) type Sender<B> = hyper::client::conn::http2::SendRequest<B>;
 
 fn get(path: &str, fields: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: api.example\r\n{fields}\r\n")
@@ -29,7 +29,7 @@ fn bearer() -> String {
 }
 
 /// A world whose `api.example` is hyper's own server of HTTP/2, or of both.
-async fn h2_world(protocols: &[&str]) -> World {
+pub(crate) async fn h2_world(protocols: &[&str]) -> World {
     let roots = Roots::new();
     let names = ["api.example", "other.example", "plain.example"];
     let tls = roots.config(&names, protocols);
@@ -84,7 +84,7 @@ async fn served(request: Request<Incoming>, origin: Origin) -> Result<Answered, 
     Ok(response)
 }
 
-async fn h2_guest<B>(world: &World) -> Sender<B>
+pub(crate) async fn h2_guest<B>(world: &World) -> Sender<B>
 where
     B: http_body::Body + Send + Unpin + 'static,
     B::Data: Send,

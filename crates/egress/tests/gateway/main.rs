@@ -4,4 +4,6 @@ mod attacks;
 mod bodies;
 mod connections;
 mod flow;
+mod frames;
+mod servers;
 mod support;

@@ -71,13 +71,13 @@ impl Roots {
 
     pub(crate) fn config(&self, names: &[&str], protocols: &[&str]) -> Arc<ServerConfig> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        self.certified(CertificateParams::new(names).unwrap(), protocols, false)
+        self.certified(&CertificateParams::new(names).unwrap(), protocols, false)
     }
 
     /// One with this certificate, which asks for one of its clients too if `wants_client`.
     pub(crate) fn certified(
         &self,
-        params: CertificateParams,
+        params: &CertificateParams,
         protocols: &[&str],
         wants_client: bool,
     ) -> Arc<ServerConfig> {
@@ -158,8 +158,20 @@ impl Origin {
         Self { address, connections: Arc::default() }
     }
 
-    pub(crate) fn opened(&self) {
-        self.connections.lock().unwrap().push(Vec::new());
+    pub(crate) fn opened(&self) -> usize {
+        let mut all = self.connections.lock().unwrap();
+        all.push(Vec::new());
+        all.len() - 1
+    }
+
+    pub(crate) fn heard_at(&self, place: usize, text: &str) {
+        self.connections.lock().unwrap()[place].extend_from_slice(text.as_bytes());
+    }
+
+    /// What each connection saw.
+    pub(crate) fn each(&self) -> Vec<String> {
+        let all = self.connections.lock().unwrap();
+        all.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
     }
 
     pub(crate) fn heard(&self, text: &str) {
@@ -481,13 +493,13 @@ impl World {
     }
 }
 
-/// All that comes within a while after the last byte.
+/// All that comes within a while after the last byte; the first may take longer.
 pub(crate) async fn answer(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut all = Vec::new();
     let mut piece = [0; 4096];
-    while let Ok(Ok(count)) =
-        tokio::time::timeout(Duration::from_millis(400), stream.read(&mut piece)).await
-    {
+    let mut patience = Duration::from_secs(5);
+    while let Ok(Ok(count)) = tokio::time::timeout(patience, stream.read(&mut piece)).await {
+        patience = Duration::from_millis(400);
         if count == 0 {
             break;
         }
