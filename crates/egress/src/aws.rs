@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use canonical::Host;
+use canonical::{Host, Query};
 use http::header::HeaderMap;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -72,6 +72,7 @@ impl Managed {
             let inbound = Inbound::parse(request).map_err(|error| wrong(&error))?;
             let inbound = inbound.ok_or(Misuse::Unsigned)?;
             inbound.scope().check(came.host, services, regions).map_err(|error| wrong(&error))?;
+            screen(inbound.scope().service(), came.path, came.query)?;
             let hash = match inbound.needs_body() {
                 true => Some(Sha256::digest(whole(incoming, first).await?).into()),
                 false => None,
@@ -90,7 +91,60 @@ impl Managed {
     }
 }
 
+/// What is not signed although it is well formed, and allowed by a rule.
+fn screen(service: &str, path: &str, query: &str) -> Result<(), Misuse> {
+    let refused = |why: &str| Err(Misuse::Signature(why.to_owned()));
+    if !service.starts_with("s3") {
+        return Ok(());
+    }
+    // To S3 that is a `/` like any other, and to rules it is none.
+    if path.to_ascii_lowercase().contains("%2f") {
+        return refused("keys of S3 have their slashes as they are, not encoded");
+    }
+    // It answers with credentials, which nobody would know to take out.
+    let asks = |key: &str| {
+        let parsed = Query::parse(query).unwrap_or_default();
+        parsed.pairs().any(|(name, _)| name.eq_ignore_ascii_case(key))
+    };
+    if service == "s3express" || asks("session") {
+        return refused("sessions of S3 Express are credentials of their own, which no guest gets");
+    }
+    Ok(())
+}
+
+/// The path, at the same host, of what a request has S3 copy: to be judged as if it was read.
+pub(crate) fn copied(host: &Host, headers: &HeaderMap) -> Result<Option<String>, Misuse> {
+    let refused = |why: &str| Err(Misuse::Signature(why.to_owned()));
+    if headers.contains_key("x-amz-rename-source") {
+        return refused("renaming is not judged by rules: put the object and delete the other");
+    }
+    let mut sources = headers.get_all("x-amz-copy-source").iter();
+    let Some(source) = sources.next() else { return Ok(None) };
+    let source = source.to_str().ok().filter(|_| sources.next().is_none());
+    let source = source.map(|text| text.split('?').next().unwrap_or_default());
+    let source = source.map(|text| text.strip_prefix('/').unwrap_or(text));
+    let Some((bucket, key)) = source.and_then(|text| text.split_once('/')) else {
+        return refused("`x-amz-copy-source` is not BUCKET/KEY");
+    };
+    if key.to_ascii_lowercase().contains("%2f") {
+        return refused("keys of S3 have their slashes as they are, not encoded");
+    }
+    let host = host.to_string();
+    let after = host.strip_prefix(bucket).and_then(|rest| rest.strip_prefix('.'));
+    let is_s3 = |host: &str| host.starts_with("s3.") || host.starts_with("s3-");
+    match after {
+        Some(rest) if is_s3(rest) => Ok(Some(format!("/{key}"))),
+        _ if is_s3(&host) => Ok(Some(format!("/{bucket}/{key}"))),
+        _ => refused("what is copied is of another host, whose rules do not decide here"),
+    }
+}
+
 impl Signed {
+    /// The name of the service whose credential signs.
+    pub(crate) fn service(&self) -> &str {
+        &self.bound.service.name
+    }
+
     /// Signs the request that is sent, and gives the service's name.
     pub(crate) fn sign(
         &self,

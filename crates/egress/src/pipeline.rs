@@ -19,7 +19,7 @@ use redact::Redactor;
 use rules::{BodyRule, Refusal, Rules, Verdict};
 use zeroize::Zeroizing;
 
-use crate::aws::{Came, Signed};
+use crate::aws::{self, Came, Signed};
 use crate::body::{Decoder, Reply, Sent, Served, may_trail};
 use crate::credential::{Credentials, Misuse};
 use crate::event::{Decision, Event, Journal};
@@ -323,6 +323,19 @@ impl Pipeline {
             }
         };
         finish.event.rule = Some(allowed.rule.clone());
+        if let Some(signed) = &signed
+            && let Some(source) = aws::copied(&asked.authority.host, &headers)?
+        {
+            let read = Asked::new(&rules, asked.authority.clone(), true, &source, None)?;
+            let (path, query) = (&read.path, &read.query);
+            let question =
+                rules::Request { method: "GET", path, query, content_type: None, ..question };
+            match rules.request(&question) {
+                Verdict::Allow(allowed) if allowed.serves(signed.service()) => {}
+                Verdict::Deny(refusal) => return Err(Refused::denied(refusal)),
+                _ => return Err(Refused::denied(refusal("no rule lets what is copied be read"))),
+            }
+        }
 
         let mut query = Zeroizing::new(asked.query.as_str().to_owned());
         if let Some(managed) = managed {

@@ -27,6 +27,14 @@ pub(crate) const PLACEHOLDER: &str = "sk-fake-0011223344556677889900";
 pub(crate) const OTHER_SECRET: &str = "gh-real-99887766554433221100aa";
 pub(crate) const OTHER_PLACEHOLDER: &str = "gh-fake-aabbccddeeff0123456789";
 
+/// Hosts that are `api.example` too.
+pub(crate) const AWS: [&str; 4] = [
+    "bedrock-runtime.eu-central-1.amazonaws.com",
+    "bucket.s3.eu-central-1.amazonaws.com",
+    "s3.eu-central-1.amazonaws.com",
+    "bucket--euc1-az1--x-s3.s3express-euc1-az1.eu-central-1.amazonaws.com",
+];
+
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
@@ -332,7 +340,7 @@ impl World {
     pub(crate) async fn with(setup: Setup) -> Self {
         let roots = Roots::new();
         let names = ["api.example", "other.example", "plain.example", "tunnel.example"];
-        let tls = roots.config(&names, &setup.protocols);
+        let tls = roots.config(&[&names[..], &AWS].concat(), &setup.protocols);
         let api = Origin::start(Some(tls.clone()), setup.answer.clone()).await;
         let other = Origin::start(Some(tls.clone()), setup.answer.clone()).await;
         let plain = Origin::start(Some(tls), setup.answer.clone()).await;
@@ -352,16 +360,18 @@ impl World {
         let at = |name: &str, origin: &Origin| {
             (Host::parse(name).unwrap().name().unwrap().clone(), origin.address)
         };
+        let mut pins = HashMap::from([
+            at("api.example", &api),
+            at("other.example", &other),
+            at("plain.example", &plain),
+            at("tunnel.example", &plain),
+            at("clear.example", clear),
+        ]);
+        pins.extend(AWS.map(|name| at(name, &api)));
         let upstream = Upstream::new(Options {
             extra_roots: roots.pem.clone().into_bytes(),
             only_extra_roots: true,
-            pins: HashMap::from([
-                at("api.example", &api),
-                at("other.example", &other),
-                at("plain.example", &plain),
-                at("tunnel.example", &plain),
-                at("clear.example", clear),
-            ]),
+            pins,
             proxy: None,
         })
         .unwrap();
@@ -471,6 +481,7 @@ impl World {
         let mut stream = self.tls(name, name, &["http/1.1"]).await.unwrap();
         // Who refuses need not read it all.
         stream.write_all(bytes.as_ref()).await.ok();
+        stream.flush().await.ok();
         answer(&mut stream).await
     }
 
