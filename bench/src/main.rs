@@ -3,7 +3,7 @@
 //! `cargo run --release -p bench [cold|create|exec|process|stream|parallel|serve]...`, all of them
 //! without a name; `kvm-boot` has to be asked for by its name. `serve --minutes N` goes on making
 //! sandboxes for so long. Figures are medians and 90th percentiles of runs in a row; see how loaded
-//! the machine was in the first line.
+//! the machine was in the first line. `egress` has options of its own, after its name.
 #![forbid(unsafe_code)]
 
 mod create;
@@ -28,8 +28,19 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|first| first == "__launch") {
         return supervisor::qemu_monitor::main();
     }
-    if let Some(status) = serve::child(&arguments) {
+    if let Some(status) = serve::child(&arguments).or_else(|| bench_egress::child(&arguments)) {
         return status;
+    }
+    if let Some((word, options)) = arguments.split_first()
+        && word == "egress"
+    {
+        return match bench_egress::run(options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("bench: {error}");
+                ExitCode::FAILURE
+            }
+        };
     }
     let churn = match minutes(&mut arguments) {
         Ok(churn) => churn,
