@@ -2,8 +2,8 @@
 //!
 //! Both are in this binary. The kernel is unpacked once into the cache, because unpacking takes
 //! longer than booting should, and its digest is checked at every start. The initramfs is a header
-//! and the agent's bytes; it is written into memory each time, which is faster than checking a
-//! file would be, and cannot be tampered with.
+//! and the agent's bytes; it is written into sealed memory once for each process, which is faster
+//! than checking a file would be, and cannot be tampered with.
 
 use crate::cache::CacheError;
 use crate::cpio::{self, Member};
@@ -13,9 +13,10 @@ use crate::store::{self, Store};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 static KERNEL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vmlinux.zst"));
 static KERNEL_SUMS: &str = include_str!(concat!(env!("OUT_DIR"), "/SHA256SUMS"));
@@ -194,6 +195,24 @@ fn theirs(path: &Path) -> Result<File, BootError> {
 /// # Errors
 /// Where there is no memory for it.
 pub fn agent() -> io::Result<File> {
+    static WRITTEN: OnceLock<File> = OnceLock::new();
+    once(&WRITTEN, written_agent)
+}
+
+/// What was written once, opened again: everybody has a place of their own in it. It is sealed, so
+/// that nobody can change it for others.
+fn once(written: &OnceLock<File>, write: impl Fn() -> io::Result<File>) -> io::Result<File> {
+    let file = match written.get() {
+        Some(file) => file,
+        None => {
+            let file = write()?;
+            written.get_or_init(|| file)
+        }
+    };
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn written_agent() -> io::Result<File> {
     let memory = memfd_create("sandforge-agent", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(memory);
     file.write_all(AGENT)?;
@@ -209,17 +228,22 @@ fn seal(file: &File) -> io::Result<()> {
 /// `/init`, the console that the kernel opens for it, and what its runtime puts in the place of
 /// standard streams where there is no console.
 fn initramfs() -> io::Result<(File, u64)> {
+    static WRITTEN: OnceLock<File> = OnceLock::new();
+    let file = once(&WRITTEN, written_initramfs)?;
+    let size = file.metadata()?.len();
+    Ok((file, size))
+}
+
+fn written_initramfs() -> io::Result<File> {
     let memory = memfd_create("initramfs", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut cpio = cpio::Writer::new(io::BufWriter::new(File::from(memory)));
     cpio.add("dev", Member::Dir)?;
     cpio.add("dev/console", Member::CharDevice { major: 5, minor: 1 })?;
     cpio.add("dev/null", Member::CharDevice { major: 1, minor: 3 })?;
     cpio.add("init", Member::Program(AGENT))?;
-    let mut file = cpio.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-    let size = file.stream_position()?;
-    file.rewind()?;
+    let file = cpio.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
     seal(&file)?;
-    Ok((file, size))
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -298,9 +322,20 @@ mod tests {
 
     #[test]
     fn the_initramfs_cannot_be_changed() {
-        let (mut file, size) = initramfs().unwrap();
-        assert!(size > AGENT.len() as u64);
-        assert_eq!(file.write(b"x").unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        assert!(initramfs().unwrap().1 > AGENT.len() as u64);
+        for mut file in [written_initramfs().unwrap(), written_agent().unwrap()] {
+            let error = file.write(b"x").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        }
+    }
+
+    #[test]
+    fn whoever_reads_the_agent_begins_at_its_beginning() {
+        for _ in 0..2 {
+            let mut bytes = Vec::new();
+            agent().unwrap().read_to_end(&mut bytes).unwrap();
+            assert!(bytes == AGENT);
+        }
     }
 
     /// Without a loader in the initramfs a dynamic `/init` would panic the kernel.
