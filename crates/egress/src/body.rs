@@ -204,11 +204,14 @@ impl Served {
         };
         Ok(match &mut self.redaction {
             None => data,
-            Some(stream) => {
-                let mut out = Vec::with_capacity(data.len() + stream.held());
-                stream.push(&data, &mut out);
-                out.into()
-            }
+            Some(stream) => match stream.untouched(&data) {
+                Some(count) => data.slice(..count),
+                None => {
+                    let mut out = Vec::with_capacity(data.len() + stream.held());
+                    stream.push(&data, &mut out);
+                    out.into()
+                }
+            },
         })
     }
 

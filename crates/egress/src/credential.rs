@@ -239,9 +239,10 @@ impl Managed {
         is_secure: bool,
     ) -> Result<Option<String>, Misuse> {
         let mut used = None;
-        for name in CREDENTIAL_HEADERS {
-            if headers.get_all(name).iter().count() > 1 {
-                return Err(Misuse::Duplicate(name.to_owned()));
+        for name in headers.keys() {
+            let is_credential = CREDENTIAL_HEADERS.contains(&name.as_str());
+            if is_credential && headers.get_all(name).iter().nth(1).is_some() {
+                return Err(Misuse::Duplicate(name.as_str().to_owned()));
             }
         }
         for one in &self.bound {

@@ -76,7 +76,10 @@ impl Framing {
                     };
                     continue;
                 }
-                State::Head => self.head(byte)?,
+                State::Head => {
+                    at += self.head(&bytes[at..])?;
+                    continue;
+                }
                 State::ChunkSize(size) => self.chunk_size(size, byte)?,
                 State::ChunkSizeEnd(size) => {
                     expect(byte, b'\n', "a chunk's size does not end with CR LF")?;
@@ -103,19 +106,22 @@ impl Framing {
         self.state == State::Head && !self.seen.is_empty()
     }
 
-    fn head(&mut self, byte: u8) -> Result<(), Malformed> {
-        // Clients may send an empty line before a request (RFC 9112, section 2.2).
-        if self.seen.len() >= MAX_HEAD {
+    /// Takes a line, or what is there of one: how many bytes.
+    fn head(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let count = end.map_or(bytes.len(), |at| at + 1);
+        if self.seen.len() + count > MAX_HEAD {
             return Err(Malformed("the head is too long"));
         }
-        self.seen.push(byte);
+        self.seen.extend_from_slice(&bytes[..count]);
         if self.seen.ends_with(b"\r\n\r\n") {
             self.state = request(&self.seen)?;
             self.seen.clear();
         } else if self.seen == b"\r\n" {
+            // Clients may send an empty line before a request (RFC 9112, section 2.2).
             self.seen.clear();
         }
-        Ok(())
+        Ok(count)
     }
 
     fn chunk_size(&mut self, size: u64, byte: u8) -> Result<(), Malformed> {

@@ -433,15 +433,12 @@ impl Pipeline {
     ) -> Result<Response<Reply>, Refused> {
         let (mut parts, incoming) = response.into_parts();
         let nominated = nominated(&parts.headers);
-        for name in HOP_BY_HOP.iter().chain(&nominated) {
-            parts.headers.remove(name);
-        }
         // What has no body has no length of one.
         if matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
             parts.headers.remove(header::CONTENT_LENGTH);
         }
         // The guest has no other way to the server.
-        parts.headers.remove(header::ALT_SVC);
+        strip(&mut parts.headers, &nominated, |name| name == header::ALT_SVC.as_str());
         let mut decoder = None;
         if let Some(redactor) = finish.redactor.clone() {
             let encoding = parts
@@ -756,18 +753,10 @@ fn screen(headers: &mut HeaderMap, is_websocket: bool, is_grpc: bool) -> Result<
             return Err(Refused::malformed(format!("more than one `{name}`")));
         }
     }
-    for name in HOP_BY_HOP.iter().chain(&nominated) {
-        headers.remove(name);
-    }
-    for name in MISLEADING {
-        headers.remove(name);
-    }
-    // Some servers read `_` as `-`.
-    let misread: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
-    for name in misread {
-        headers.remove(name);
-    }
+    strip(headers, &nominated, |name| {
+        // Some servers read `_` as `-`.
+        MISLEADING.contains(&name) || name.contains('_')
+    });
     headers.remove(header::HOST);
     if is_websocket {
         headers.remove(header::CONTENT_LENGTH);
@@ -776,6 +765,18 @@ fn screen(headers: &mut HeaderMap, is_websocket: bool, is_grpc: bool) -> Result<
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     Ok(())
+}
+
+/// Takes out what is for one connection only, and what else is said. There is little of it in most
+/// heads: they are looked through once.
+fn strip(headers: &mut HeaderMap, nominated: &[HeaderName], also: impl Fn(&str) -> bool) {
+    let goes = |name: &&HeaderName| {
+        HOP_BY_HOP.contains(name) || nominated.contains(name) || also(name.as_str())
+    };
+    let gone: Vec<HeaderName> = headers.keys().filter(goes).cloned().collect();
+    for name in gone {
+        headers.remove(name);
+    }
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
@@ -841,7 +842,7 @@ fn adapt(
 /// Replaces credentials in the values of a response's fields; how often.
 pub(crate) fn redact_headers(headers: &mut HeaderMap, redactor: &Redactor) -> u64 {
     let mut count = 0;
-    for value in headers.values_mut() {
+    for value in headers.values_mut().filter(|value| redactor.is_in(value.as_bytes())) {
         let mut bytes = value.as_bytes().to_vec();
         let found = redactor.replace(&mut bytes);
         if found > 0 {

@@ -19,7 +19,7 @@ use crate::upstream::{DialError, Upstream};
 const IDLE: Duration = Duration::from_secs(60);
 /// Most idle connections to one server, and to all servers of a sandbox: under a rule for many hosts
 /// a guest could have the host's descriptors kept open otherwise.
-const MOST_IDLE: usize = 32;
+const MOST_IDLE: usize = 64;
 const MOST_KEPT: usize = 256;
 /// Most servers whose protocol is remembered.
 const MOST_KNOWN: usize = 4096;
