@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod coding_agent;
 mod command;
 mod connection;
 mod embedded;

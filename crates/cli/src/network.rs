@@ -45,6 +45,13 @@ pub(crate) fn mode(mode: policy::Network) -> NetworkMode {
 }
 
 impl NetworkArgs {
+    /// Adds a profile, if it is not there.
+    pub(crate) fn add_profile(&mut self, name: &str) {
+        if !self.profile.iter().any(|one| one == name) {
+            self.profile.push(name.to_owned());
+        }
+    }
+
     /// Puts them into a request.
     pub(crate) fn fill(self, request: CreateSandbox) -> CreateSandbox {
         CreateSandbox {

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal as _, stdin, stdout};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -138,6 +138,11 @@ pub(crate) struct Task {
 impl TaskArgs {
     pub(crate) fn json(&self) -> bool {
         self.json
+    }
+
+    /// Gives the command a terminal where the user is at one.
+    pub(crate) fn use_terminal(&mut self) {
+        self.tty |= !self.json && stdin().is_terminal() && stdout().is_terminal();
     }
 
     /// Reads what the flags name and puts it together.

@@ -23,6 +23,7 @@ pub mod metrics;
 mod mount;
 mod network;
 mod observe;
+mod outlook;
 pub mod paths;
 mod queue;
 mod record;
@@ -44,6 +45,7 @@ pub use files::{Download, Upload, Watch};
 pub use idempotency::{Guard, Idempotent, Stored};
 pub use manager::Manager;
 pub use network::{Denied, decision, explain, profile_names, upstream};
+pub use outlook::Expected;
 pub use run::{Run, RunMount, RunRequest};
 pub use task::{Output, Stdin, Stream, Task};
 

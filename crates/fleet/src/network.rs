@@ -237,7 +237,7 @@ type Given = (secrets::Found, Option<Access>);
 /// A service that a sandbox uses, and how much of it.
 #[derive(Clone)]
 pub(crate) struct Used {
-    service: Arc<Service>,
+    pub(crate) service: Arc<Service>,
     access: Option<Access>,
 }
 
@@ -371,7 +371,7 @@ impl Manager {
     ///
     /// # Errors
     /// `Refused` where a line or a combination of them is wrong.
-    async fn rules(&self, wanted: &Wanted<'_>, used: &[Used]) -> Result<Rules, Error> {
+    pub(crate) async fn rules(&self, wanted: &Wanted<'_>, used: &[Used]) -> Result<Rules, Error> {
         let registries = match wanted.mode {
             NetworkMode::Fetch => self.registries().await?,
             _ => &[],
@@ -464,7 +464,7 @@ impl Manager {
     }
 
     /// The services of a sandbox; those of its gateway where it runs.
-    async fn used_by(&self, seat: &Seat, row: &Sandbox) -> Result<Arc<[Used]>, Error> {
+    pub(crate) async fn used_by(&self, seat: &Seat, row: &Sandbox) -> Result<Arc<[Used]>, Error> {
         let running = lock(&seat.way_out).as_ref().map(|way| way.used.clone());
         match running {
             Some(used) => Ok(used),
@@ -570,6 +570,16 @@ impl Manager {
         };
         let found = self.network.registries.get_or_try_init(find).await;
         Ok(found.map_err(|error| Error::Internal(error.to_string()))?)
+    }
+
+    /// The addresses of the registries that `fetch` reads from, of one kind: `npm`.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub async fn registry_urls(&self, kind: &str) -> Result<Vec<String>, Error> {
+        let known = self.registries().await?.iter();
+        let urls = known.filter(|one| one.kind.as_str() == kind).map(|one| one.url.clone());
+        Ok(urls.collect())
     }
 
     /// What would become of a request of a sandbox.

@@ -21,6 +21,7 @@ use crate::manager::Manager;
 use crate::metrics::count;
 use crate::mount::{Mounted, copy_file};
 use crate::network::{Denied, WayOut};
+use crate::outlook::Expected;
 use crate::record::{self, Tell as _, hex};
 use crate::seat::Seat;
 use crate::{Error, rules};
@@ -76,6 +77,7 @@ pub struct Run {
     process: Process,
     entry: audit::Entry,
     begun: Instant,
+    expected: Vec<Expected>,
 }
 
 impl Manager {
@@ -150,6 +152,7 @@ impl Manager {
                 }
             },
         };
+        let expected = self.outlook(&seat).await?;
         let begun = Instant::now();
         let sandbox = match self.supervisor.create(spec, observer).await {
             Ok(sandbox) => sandbox,
@@ -169,7 +172,7 @@ impl Manager {
             .with_detail("process", process.process.clone());
         self.run_arrived(&seat, &sandbox, process.clone(), entry.clone()).await?;
         let mounts = rules::with_masks(mounts, &decision).into_iter().map(RunMount::new).collect();
-        Ok(Run { manager: self.arc(), seat, sandbox, mounts, process, entry, begun })
+        Ok(Run { manager: self.arc(), seat, sandbox, mounts, process, entry, begun, expected })
     }
 
     async fn move_on(&self, seat: &Seat, state: State) -> Result<(), Error> {
@@ -295,6 +298,11 @@ impl Run {
     /// What of the network it was denied so far, by host.
     pub fn denied(&self) -> Vec<Denied> {
         crate::seat::lock(&self.seat.way_out).as_ref().map(WayOut::denied).unwrap_or_default()
+    }
+
+    /// The credentials that it has, and those that are set beside them.
+    pub fn expected(&self) -> &[Expected] {
+        &self.expected
     }
 
     /// The name that the guest is to know the command by.

@@ -8,13 +8,14 @@ use std::time::Instant;
 use access::Caller;
 use clap::Args;
 use client::api::CreateSandbox;
-use fleet::{Manager, Provenance, Run, RunMount, RunRequest};
+use fleet::{Expected, Manager, Provenance, Run, RunMount, RunRequest};
 use supervisor::{CopyIn, CopyOut, CopySummary, ImageRef, Isolation, Sandbox, SandboxSpec};
 use wire::envelope::TaskDigest;
 use wire::op::ExecReply;
 use wire::text::Secret;
 
 use super::Context;
+use crate::coding_agent::{self, Asked};
 use crate::embedded;
 use crate::exit;
 use crate::failure::{Failure, Kind};
@@ -23,11 +24,13 @@ use crate::progress::{Line, Verbosity};
 use crate::report::{Exit, Report, Timings, milliseconds};
 use crate::session::{self, Sinks};
 use crate::signals::Signals;
-use crate::task::{Task, TaskArgs};
+use crate::task::{Task, TaskArgs, Words};
 use crate::units;
 
 /// Where `-w` copies to and results come from.
 const WORKSPACE: &str = "/workspace";
+/// Memory when nothing is said.
+const MEMORY_MB: u32 = 1024;
 /// More would hide the command's own output.
 const MAX_HELD_BACK: usize = 10;
 
@@ -77,8 +80,9 @@ struct MachineArgs {
     cpu: Option<u32>,
 
     /// Memory: 512 (MiB), 512m, 2g
-    #[arg(short, long, value_name = "SIZE", default_value = "1024", value_parser = units::memory_mb)]
-    memory: u32,
+    /// [default: 1024, or 3072 for an agent]
+    #[arg(short, long, value_name = "SIZE", value_parser = units::memory_mb)]
+    memory: Option<u32>,
 
     /// Root file system: the name of an image, or the path of an EROFS, ext4 or tar file
     /// [default: base]
@@ -245,13 +249,20 @@ impl RunArgs {
         self.task.json()
     }
 
-    pub(crate) fn run(self, context: &Context) -> Result<u8, Failure> {
-        let image = self.machine.image.map(image).transpose()?;
-        let spec = SandboxSpec {
-            name: self.machine.name.clone(),
-            memory_mb: self.machine.memory,
-            ..SandboxSpec::default()
+    pub(crate) fn run(mut self, context: &Context) -> Result<u8, Failure> {
+        let agent = Asked::by(&self.task.words);
+        let brought = match &agent {
+            Some(asked) => self.prepare_for(asked, context)?,
+            None => false,
         };
+        let agent = agent.filter(|_| brought);
+        let image = self.machine.image.map(image).transpose()?;
+        let memory_mb = self.machine.memory.unwrap_or(match agent {
+            Some(_) => coding_agent::MEMORY_MB,
+            None => MEMORY_MB,
+        });
+        let spec =
+            SandboxSpec { name: self.machine.name.clone(), memory_mb, ..SandboxSpec::default() };
         spec.check().map_err(|error| super::supervisor_failure(&error))?;
         let files = self.files.check()?;
         let task = self.task.prepare("p1".into())?;
@@ -260,7 +271,7 @@ impl RunArgs {
                 name: self.machine.name,
                 image,
                 cpu: self.machine.cpu,
-                memory_mb: Some(self.machine.memory),
+                memory_mb: Some(memory_mb),
                 engine: self.machine.engine,
                 min_isolation: self.machine.min_isolation.map(tier),
                 mounts: files.mounts()?,
@@ -271,7 +282,29 @@ impl RunArgs {
             console: self.machine.console,
             keep: self.machine.keep,
         };
-        super::block_on(run(request, files, task, context))
+        super::block_on(run(request, files, task, agent, context))
+    }
+
+    /// What an agent needs beside what was said. Whether it is brought along.
+    fn prepare_for(&mut self, asked: &Asked, context: &Context) -> Result<bool, Failure> {
+        let is_brought = asked.is_brought(self.machine.image.is_some())?;
+        let mut line = Line::new(context.verbosity);
+        self.network.add_profile(asked.agent.profile);
+        if self.files.workspace.is_none() {
+            self.files.workspace = Some(".".into());
+            self.files.sync_back = self.files.out.is_none();
+            let after = match &self.files.out {
+                None => "what it changes is taken over when it ends".to_owned(),
+                Some(out) => format!("what comes of it goes to {out:?}"),
+            };
+            line.notice(&format!(
+                "{} works on a copy of this directory; {after}",
+                asked.agent.name
+            ));
+        }
+        self.task.use_terminal();
+        self.task.words = Words { command: asked.command(is_brought), separated: true };
+        Ok(is_brought)
     }
 }
 
@@ -298,7 +331,7 @@ fn tier(isolation: Isolation) -> client::api::Isolation {
 
 /// The command as policy and the audit log see it: names and times as near as they can tell them.
 /// What runs is the command itself.
-fn asked(exec: &wire::op::Exec) -> client::api::Exec {
+pub(crate) fn asked(exec: &wire::op::Exec) -> client::api::Exec {
     client::api::Exec {
         cwd: exec.cwd.as_ref().map(|cwd| cwd.to_string_lossy()),
         env: exec.env.keys().map(|name| (name.to_string_lossy(), Secret::default())).collect(),
@@ -311,14 +344,30 @@ fn asked(exec: &wire::op::Exec) -> client::api::Exec {
 }
 
 async fn run(
-    request: RunRequest,
-    files: Files,
+    mut request: RunRequest,
+    mut files: Files,
     task: Task,
+    agent: Option<Asked>,
     context: &Context,
 ) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
     let mut line = Line::new(context.verbosity);
     let manager = signals.unless_asked(embedded::manager()).await??;
+    if let Some(asked) = agent {
+        let installing =
+            coding_agent::install(&asked, &request.sandbox, &manager, &mut line, &mut signals);
+        match installing.await {
+            Ok(host) => {
+                files.mounts.push(Mount { host, guest: asked.place(), read_only: true });
+                request.sandbox.mounts = files.mounts()?;
+            }
+            Err(failure) => {
+                line.clear();
+                manager.shutdown(embedded::DEADLINE).await;
+                return Err(failure);
+            }
+        }
+    }
     let done = with_manager(&manager, request, files, task, context, &mut line, &mut signals).await;
     line.clear();
     manager.shutdown(embedded::DEADLINE).await;
@@ -340,6 +389,8 @@ async fn with_manager(
     let by = Provenance { remote: "run".into(), ..Provenance::default() };
     let making = manager.run(&caller, request, &by, line);
     let mut run = signals.unless_asked(making).await?.map_err(|error| fleet_failure(&error))?;
+
+    tell_credentials(line, run.expected());
 
     let mut timings = Timings::default();
     let done = in_sandbox(&mut run, &files, &task, line, signals, &mut timings).await;
@@ -424,6 +475,31 @@ async fn with_manager(
     Ok(code)
 }
 
+/// Which credentials it has, and which it does not though they are set.
+fn tell_credentials(line: &mut Line, expected: &[Expected]) {
+    for one in expected.iter().filter(|one| one.is_given) {
+        let Expected { service, origin, shut, .. } = one;
+        if one.is_open || shut.is_empty() {
+            line.notice(&format!("credential {service}, {origin}: the sandbox has a placeholder"));
+        } else {
+            let hosts = shut.join(", ");
+            line.notice(&format!(
+                "credential {service}, {origin}, is of no use: no rule lets {hosts} through"
+            ));
+        }
+    }
+    let unused = expected.iter().filter(|one| !one.is_given && !one.is_open);
+    let unused: Vec<String> =
+        unused.map(|one| format!("{} ({})", one.service, one.origin)).collect();
+    if !unused.is_empty() {
+        line.notice(&format!(
+            "credentials that are set and whose hosts no rule lets through: {}; to use one: \
+             --credential NAME",
+            unused.join(", ")
+        ));
+    }
+}
+
 /// The command ran.
 struct Done {
     /// Nothing where nobody reads our output any more.
@@ -434,7 +510,7 @@ struct Done {
     collected: Result<(), Failure>,
 }
 
-fn fleet_failure(error: &fleet::Error) -> Failure {
+pub(crate) fn fleet_failure(error: &fleet::Error) -> Failure {
     match error {
         fleet::Error::Supervisor(error) => super::supervisor_failure(error),
         other => Failure::from_problem(&other.problem()),

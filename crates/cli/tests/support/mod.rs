@@ -1,6 +1,8 @@
 //! The `sandforge` command as its users call it.
 #![allow(dead_code, reason = "every test file is a program of its own and uses its part of this")]
 
+pub(crate) mod origin;
+
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::Write as _;
@@ -123,6 +125,20 @@ impl Call {
             stderr: String::from_utf8(output.stderr).expect("what we say is UTF-8"),
         }
     }
+}
+
+/// The engines that run here, weakest first.
+pub(crate) fn engines() -> Vec<&'static str> {
+    let report = sandforge(["doctor", "--json"]).json();
+    let usable = |name: &&str| {
+        let engines = report["engines"].as_array().expect("a list");
+        let found = engines.iter().any(|one| one["name"] == *name && one["verdict"] == "usable");
+        if !found {
+            eprintln!("not run on engine {name}: it does not work here");
+        }
+        found
+    };
+    ["process", "qemu", "kvm"].into_iter().filter(usable).collect()
 }
 
 /// How a call ended.
