@@ -13,7 +13,7 @@ use std::thread;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use support::{Call, Output, sandforge};
+use support::{Call, Output, engines};
 use tempfile::{TempDir, tempdir};
 
 const KEY: &str = "sk-real-0123456789abcdefghijklmnopqrstuvwxyz";
@@ -87,20 +87,6 @@ impl Origin {
         });
         Self { address, asked }
     }
-}
-
-/// The engines that run here, weakest first.
-fn engines() -> Vec<&'static str> {
-    let report = sandforge(["doctor", "--json"]).json();
-    let usable = |name: &&str| {
-        let engines = report["engines"].as_array().expect("a list");
-        let found = engines.iter().any(|one| one["name"] == *name && one["verdict"] == "usable");
-        if !found {
-            eprintln!("not run on engine {name}: it does not work here");
-        }
-        found
-    };
-    ["process", "qemu", "kvm"].into_iter().filter(usable).collect()
 }
 
 struct Place {
@@ -178,6 +164,23 @@ fn a_key_is_used_outside_and_rules_are_by_method_and_path() {
         assert!(log.contains("egress_request") && log.contains("/guide/one"), "{log}");
         assert!(!log.contains(KEY), "{log}");
         place.call(&["audit", "verify"]).output().exits(0);
+
+        let log = |flags: &[&str]| {
+            let arguments = [&["egress", "log"], flags].concat();
+            String::from_utf8(place.call(&arguments).output().exits(0).stdout).unwrap()
+        };
+        let all = log(&[]);
+        let request =
+            all.lines().find(|line| line.contains("GET api.openai.com/v1/models")).unwrap();
+        assert!(request.contains(" allowed ") && request.contains(" 200, "), "{request}");
+        assert!(request.contains("credential openai"), "{request}");
+        let sandbox = request.split(' ').nth(1).unwrap();
+        let denied = log(&[sandbox, "--denied"]);
+        assert!(!denied.contains(" allowed "), "{denied}");
+        assert!(denied.contains("--allow 'GET docs.example/other'"), "{denied}");
+        let one = log(&[sandbox, "--json", "-n", "1"]);
+        let one: serde_json::Value = serde_json::from_str(&one).unwrap();
+        assert!(one["operation"].as_str().unwrap().starts_with("egress_"), "{one}");
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod copy;
 pub(crate) mod create;
 pub(crate) mod doctor;
+pub(crate) mod egress;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod image;
@@ -70,6 +71,7 @@ pub(crate) fn run(arguments: Arguments, begun: Instant) -> ExitCode {
         Command::Key(args) => args.run(&context),
         Command::Secret(args) => args.run(&context),
         Command::Policy(args) => args.run(),
+        Command::Egress(args) => args.run(),
         Command::Audit(args) => args.run(),
         Command::Webhook(args) => args.run(&context),
         Command::Image(args) => args.run(&context),
