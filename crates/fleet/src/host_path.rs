@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -66,6 +66,21 @@ pub enum HostPathError {
 struct Step {
     name: OsString,
     descriptor: OwnedFd,
+}
+
+/// A path without `.` and `..`, by its text alone.
+pub(crate) fn folded(path: &Path) -> PathBuf {
+    let mut folded = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => folded.push(name),
+            Component::ParentDir => {
+                folded.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    folded
 }
 
 impl HostPath {

@@ -35,6 +35,16 @@ impl Mounted {
         Ok(Self { asked: asked.clone(), host, masks: None })
     }
 
+    /// What policy is asked about a path that cannot be looked at: the path as it is written.
+    pub(crate) fn unseen(asked: &Mount) -> policy::Mount {
+        policy::Mount {
+            host_path: crate::host_path::folded(Path::new(&asked.host_path)),
+            requested: asked.host_path.clone().into(),
+            guest_path: asked.guest_path.clone(),
+            read_only: asked.read_only,
+        }
+    }
+
     pub(crate) fn request(&self) -> policy::Mount {
         policy::Mount {
             host_path: self.host.real().into(),

@@ -428,6 +428,7 @@ impl Manager {
             };
         }
         let who = crate::rules::subject(caller, workspace);
+        let mounts = mounts.iter().map(Mounted::request).collect();
         let question = self.question(who, request, mounts, self.count_of(workspace))?;
         if !self.policy.load().decide(&policy::Request::Create(question)).allowed {
             return Ok(BTreeMap::new());

@@ -156,16 +156,31 @@ impl Manager {
         if let Some(role) = subject.role {
             who.role = rules::role(role);
         }
+        // What cannot be looked at is judged as it is written; who may not have it is not told
+        // whether it is there.
+        let mut unseen = None;
         let request = match check.request {
             PolicyRequest::Create(create) => {
-                let mounts = crate::sandboxes::resolve(create.mounts.clone()).await?;
+                let mounts = match crate::sandboxes::resolve(create.mounts.clone()).await {
+                    Ok(mounts) => mounts.iter().map(Mounted::request).collect(),
+                    Err(cannot) => {
+                        unseen = Some(cannot);
+                        create.mounts.iter().map(Mounted::unseen).collect()
+                    }
+                };
                 let sandboxes = self.count_of(&home);
-                Request::Create(self.question(who, &create, &mounts, sandboxes)?)
+                Request::Create(self.question(who, &create, mounts, sandboxes)?)
             }
             PolicyRequest::Exec(exec) => rules::exec_in(who, &[], &exec),
             PolicyRequest::Mount(mount) => {
-                let mount = Mounted::resolve(&mount, "request.mount.host_path")?;
-                Request::Mount(MountRequest { who, mount: mount.request() })
+                let mount = match Mounted::resolve(&mount, "request.mount.host_path") {
+                    Ok(mounted) => mounted.request(),
+                    Err(cannot) => {
+                        unseen = Some(cannot);
+                        Mounted::unseen(&mount)
+                    }
+                };
+                Request::Mount(MountRequest { who, mount })
             }
             PolicyRequest::Reach(_) => unreachable!("it was answered above"),
             PolicyRequest::Network(mode) => {
@@ -173,6 +188,9 @@ impl Manager {
             }
         };
         let decision = self.policy.load().decide(&request);
+        if let Some(error) = unseen.filter(|_| decision.allowed) {
+            return Err(error);
+        }
         Ok(PolicyDecision {
             allowed: decision.allowed,
             rule: rules::rule(&decision.rule),

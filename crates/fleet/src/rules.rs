@@ -10,7 +10,7 @@ use api::{
 use policy::{Decision, Generation, Host, Kind, Layer, Live, Request, Subject};
 
 use crate::config::Config;
-use crate::host_path::HostPath;
+use crate::host_path::{HostPath, folded};
 use crate::life::isolation;
 use crate::manager::Manager;
 use crate::mount::Mounted;
@@ -193,7 +193,7 @@ impl Manager {
         &self,
         who: Subject,
         request: &CreateSandbox,
-        mounts: &[Mounted],
+        mounts: Vec<policy::Mount>,
         sandboxes: u64,
     ) -> Result<policy::Create, Error> {
         let named = match &request.engine {
@@ -208,29 +208,42 @@ impl Manager {
             Some(api::Isolation::Process) => HOST_IMAGE,
             _ => DEFAULT_IMAGE,
         };
+        let mut unseen = None;
         let image = match &request.image {
             // A path is what it leads to, for the rules and for the engine.
-            Some(path) if path.starts_with('/') => HostPath::resolve(Path::new(path))
-                .map_err(|error| Problem::invalid("image", error.to_string()))?
-                .real()
-                .to_owned(),
+            Some(path) if path.starts_with('/') => match HostPath::resolve(Path::new(path)) {
+                Ok(image) => image.real().to_owned(),
+                Err(error) => {
+                    unseen = Some(Problem::invalid("image", error.to_string()));
+                    folded(Path::new(path)).to_string_lossy().into_owned()
+                }
+            },
             Some(name) => name.clone(),
             None => default_image.to_owned(),
         };
-        Ok(policy::Create {
+        let question = policy::Create {
             who,
             cpu: request.cpu.unwrap_or_else(default_cpus),
             memory_mb: request.memory_mb.unwrap_or(DEFAULT_MEMORY_MB),
             disk_gb: request.disk_gb,
             timeout_sec: request.timeout_sec,
             image,
-            mounts: mounts.iter().map(Mounted::request).collect(),
+            mounts,
             network: network(request.network_mode()),
             env_names: request.env.keys().cloned().collect(),
             min_isolation: request.min_isolation.map(policy_isolation),
             isolation: tier.map(policy_isolation),
             sandboxes,
-        })
+        };
+        match unseen {
+            // Who may not have it is not told whether it is there.
+            Some(problem)
+                if self.policy.load().decide(&Request::Create(question.clone())).allowed =>
+            {
+                Err(problem.into())
+            }
+            _ => Ok(question),
+        }
     }
 
     /// What policy is asked about a sandbox that starts again.

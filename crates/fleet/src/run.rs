@@ -106,7 +106,8 @@ impl Manager {
         let mounts = crate::sandboxes::resolve(create.mounts.clone()).await?;
         let who = rules::subject(caller, &workspace);
         let sandboxes = self.count_of(&workspace);
-        let question = self.question(who.clone(), &create, &mounts, sandboxes)?;
+        let requests = mounts.iter().map(crate::mount::Mounted::request).collect();
+        let question = self.question(who.clone(), &create, requests, sandboxes)?;
         let policy = self.policy.load();
         let decision = policy.decide(&policy::Request::Create(question.clone()));
         let entry = self.entry(caller, Operation::SandboxCreate, by);

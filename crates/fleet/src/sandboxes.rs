@@ -95,7 +95,22 @@ impl Manager {
             count(&self.counters.refused_busy);
             Error::Busy { reason, retry_after: self.config.retry_after }
         };
-        let mounts = resolve(request.mounts.clone()).await?;
+        let who = rules::subject(caller, &workspace);
+        let mounts = match resolve(request.mounts.clone()).await {
+            Ok(mounts) => mounts,
+            Err(error) => {
+                // Who may not have a path is not told whether it is there.
+                let unseen = request.mounts.iter().map(Mounted::unseen).collect();
+                let sandboxes = self.count_of(&workspace);
+                let question = self.question(who, &request, unseen, sandboxes)?;
+                let decision = self.policy.load().decide(&policy::Request::Create(question));
+                if decision.allowed {
+                    return Err(error);
+                }
+                let entry = self.entry(caller, Operation::SandboxCreate, by);
+                return Err(self.deny(entry, &workspace, None, &decision).await?);
+            }
+        };
         let id = supervisor::generate_id()?;
         let credentials = self.settle(caller, &workspace, &request, &mounts).await?;
         // One at a time, so that two do not share the last place.
@@ -109,8 +124,8 @@ impl Manager {
             return Err(full("there are as many sandboxes as this host may have"));
         }
         let sandboxes = self.count_of(&workspace);
-        let who = rules::subject(caller, &workspace);
-        let question = self.question(who, &request, &mounts, sandboxes)?;
+        let requests = mounts.iter().map(Mounted::request).collect();
+        let question = self.question(who, &request, requests, sandboxes)?;
         let entry = self.entry(caller, Operation::SandboxCreate, by);
         let decision = self.policy.load().decide(&policy::Request::Create(question.clone()));
         if !decision.allowed {

@@ -1,8 +1,8 @@
 //! Sandboxes and commands, from request to answer.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::server::Server;
+use crate::server::{Reply, Server};
 
 #[tokio::test]
 async fn a_sandbox_is_made_used_and_destroyed() {
@@ -139,6 +139,42 @@ async fn what_policy_refuses_names_its_rule() {
     let check = json!({"request": {"create": body}});
     let decision = server.post("/v1/policy/check").admin().json(&check).send().await;
     assert_eq!((decision.status, &decision.json()["allowed"]), (200, &json!(false)));
+}
+
+#[tokio::test]
+async fn who_may_not_have_a_path_is_not_told_whether_it_is_there() {
+    let server = Server::start().await;
+    let token = server.token("one", "member", Some("default"), None).await;
+    let answers = async |path: &str| {
+        let mount = json!({"host_path": path, "guest_path": "/x", "read_only": true});
+        let (create, image) = (
+            json!({"engine": "mock", "mounts": [&mount]}),
+            json!({"engine": "mock", "image": path}),
+        );
+        let mut all = Vec::new();
+        for body in [&create, &image] {
+            all.push(server.post("/v1/sandboxes").token(&token).json(body).send().await);
+        }
+        for request in
+            [json!({"create": create}), json!({"create": image}), json!({"mount": mount})]
+        {
+            let check = server.post("/v1/policy/check").token(&token);
+            all.push(check.json(&json!({"request": request})).send().await);
+        }
+        let text = |reply: Reply| {
+            let text = String::from_utf8(reply.body.to_vec()).unwrap().replace(path, "PATH");
+            let mut value: Value = serde_json::from_str(&text).unwrap();
+            value.as_object_mut().unwrap().remove("instance");
+            (reply.status, value)
+        };
+        all.into_iter().map(text).collect::<Vec<_>>()
+    };
+    let (there, missing) = (answers("/etc/passwd").await, answers("/etc/not-there").await);
+    assert_eq!(there, missing);
+    assert_eq!(
+        there.iter().map(|(status, _)| *status).collect::<Vec<_>>(),
+        [403, 403, 200, 200, 200]
+    );
 }
 
 #[tokio::test]
