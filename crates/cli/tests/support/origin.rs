@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
@@ -63,7 +64,29 @@ pub(crate) fn upstream(directory: &Path, addresses: &[(String, SocketAddr)]) -> 
 pub(crate) fn registry(command: &mut Command) -> Option<(String, SocketAddr)> {
     let output = command.stderr(Stdio::null()).output().ok().filter(|one| one.status.success())?;
     let text = String::from_utf8(output.stdout).ok()?;
-    let authority = text.trim().strip_prefix("https://")?.split('/').next()?;
+    resolved(text.trim())
+}
+
+/// The registries of a file that `sandforge policy init` wrote, which this host can find: of what kind,
+/// their hosts, and where they are.
+pub(crate) fn registries(text: &str) -> Vec<(String, String, SocketAddr)> {
+    let mut found = Vec::new();
+    let mut kind = "";
+    for line in text.lines() {
+        let value = |key: &str| line.strip_prefix(key)?.strip_prefix(" = \"")?.strip_suffix('"');
+        kind = value("kind").unwrap_or(kind);
+        if let Some((host, address)) = value("url").and_then(resolved)
+            && matches!(kind, "npm" | "pip" | "cargo")
+            && TcpStream::connect_timeout(&address, Duration::from_secs(5)).is_ok()
+        {
+            found.push((kind.to_owned(), host, address));
+        }
+    }
+    found
+}
+
+fn resolved(url: &str) -> Option<(String, SocketAddr)> {
+    let authority = url.strip_prefix("https://")?.split('/').next()?;
     let (host, port) = match authority.split_once(':') {
         Some((host, port)) => (host, port.parse().ok()?),
         None => (authority, 443),
