@@ -10,8 +10,8 @@ use wire::text::Secret;
 
 use crate::bound::{
     self, Cpus, CredentialUse, DiskGb, EngineName, Env, GuestPath, HostPath, ImageName,
-    LabelFilter, Labels, MAX_MOUNTS, MemoryMb, Name, ProfileName, RuleLine, Seconds, Workspace,
-    at_most,
+    LabelFilter, Labels, MAX_MOUNTS, MemoryMb, Name, ProfileName, RuleLine, Seconds, ServiceName,
+    Workspace, at_most,
 };
 use crate::object::objects;
 use crate::operation::UnknownName;
@@ -134,6 +134,9 @@ pub struct SandboxCredential {
     /// Only what the service calls reading may be done with it.
     #[serde(default)]
     pub read_only: bool,
+    /// Clients are told a base URL of the gateway's.
+    #[serde(default)]
+    pub gateway: bool,
 }
 
 /// Most rules of a request, of each kind.
@@ -244,6 +247,11 @@ pub struct CreateSandbox {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<bound::CredentialUse>, max_items = 64)]
     pub credentials: Vec<String>,
+    /// Services of these credentials whose clients are told a base URL within the sandbox, where the
+    /// gateway takes their requests. For clients that do not trust the sandbox's certificates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<bound::ServiceName>, max_items = 64)]
+    pub gateways: Vec<String>,
     /// The environment of its tasks, under their own. Kept in memory only: a sandbox that is
     /// taken up again after the server's restart does not have it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -295,6 +303,7 @@ impl Default for CreateSandbox {
             deny: Vec::new(),
             profiles: Vec::new(),
             credentials: Vec::new(),
+            gateways: Vec::new(),
             env: BTreeMap::new(),
             mounts: Vec::new(),
             min_isolation: None,
@@ -330,6 +339,10 @@ impl Validate for CreateSandbox {
         Seconds::check_some("timeout_sec", self.timeout_sec)?;
         Seconds::check_some("idle_timeout_sec", self.idle_timeout_sec)?;
         check_network((&self.allow, &self.deny), (&self.profiles, &self.credentials))?;
+        at_most("gateways", self.gateways.len(), MAX_SERVICES, "names")?;
+        for (index, name) in self.gateways.iter().enumerate() {
+            ServiceName::check(&format!("gateways[{index}]"), name)?;
+        }
         Env::check("env", &self.env)?;
         at_most("mounts", self.mounts.len(), MAX_MOUNTS, "mounts")?;
         for (index, mount) in self.mounts.iter().enumerate() {

@@ -30,6 +30,11 @@ pub(crate) struct NetworkArgs {
     #[arg(long, value_name = "SERVICE[=read-only]")]
     credential: Vec<String>,
 
+    /// Tell clients of this service a base URL within the sandbox (`*_BASE_URL`), for those that do not
+    /// trust its certificates
+    #[arg(long, value_name = "SERVICE")]
+    gateway: Vec<String>,
+
     /// Use this named set of rules and credentials: claude-code, codex, opencode, pi, github
     #[arg(long, value_name = "NAME")]
     profile: Vec<String>,
@@ -59,6 +64,7 @@ impl NetworkArgs {
             allow: self.allow,
             deny: self.deny,
             credentials: self.credential,
+            gateways: self.gateway,
             profiles: self.profile,
             ..request
         }

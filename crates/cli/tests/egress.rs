@@ -184,6 +184,27 @@ fn a_key_is_used_outside_and_rules_are_by_method_and_path() {
     }
 }
 
+/// It would not trust the certificates of the sandbox.
+#[test]
+fn a_client_that_is_told_a_base_url_needs_no_certificate() {
+    let Some(engine) = engines().first().copied() else { return };
+    let place = Place::new();
+    let line = "unset CURL_CA_BUNDLE SSL_CERT_FILE; echo $OPENAI_BASE_URL; \
+                curl -s -H \"Authorization: Bearer $OPENAI_API_KEY\" $OPENAI_BASE_URL/models; \
+                curl -s -o /dev/null -w '%{http_code}' http://169.254.169.254/latest/meta-data/";
+    let flags = ["--credential", "openai", "--gateway", "openai"];
+    let arguments = [&["-q", "run", "--engine", engine], &flags[..], &[line]].concat();
+    let output = place.call(&arguments).output().exits(0);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "http://169.254.169.254:8787/proxy/openai/v1", "{output}");
+    assert!(lines[1].starts_with("heard GET /v1/models "), "{output}");
+    assert!(text.ends_with("404"), "{output}");
+    assert!(!text.contains(KEY), "{output}");
+    let asked = place.origin.asked.lock().unwrap().join("\n");
+    assert!(asked.contains(&format!("Bearer {KEY}\r\n")), "{asked}");
+}
+
 #[test]
 fn without_rules_there_is_no_network() {
     for engine in engines() {
@@ -207,6 +228,8 @@ fn what_makes_no_sense_is_said_before_anything_starts() {
         (vec!["--profile", "none-such"], "there is no profile `none-such`"),
         (vec!["--network", "offline", "--allow", "example.com"], "offline"),
         (vec!["--allow", "@github READ /**"], "needs the credential `github`"),
+        (vec!["--gateway", "openai"], "offline"),
+        (vec!["--allow", "example.com", "--gateway", "openai"], "needs the credential `openai`"),
     ] {
         let arguments = [&["run"], &flags[..], &["true"]].concat();
         let output = place.call(&arguments).env("GITHUB_TOKEN", "").env("GH_TOKEN", "").output();

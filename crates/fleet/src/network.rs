@@ -248,6 +248,12 @@ fn used(given: &[Given]) -> Vec<Used> {
         .collect()
 }
 
+/// Where the gateway takes requests of a service, if its clients are to be told.
+fn base_url(row: &Sandbox, service: &str) -> Option<String> {
+    row.credentials.get(service).filter(|credential| credential.gateway)?;
+    Some(format!("http://{}:{}/proxy/{service}", egress::OWN_ADDRESS, egress::GATEWAY_PORT))
+}
+
 /// The services of a request, with those of its profiles.
 fn services_of(request: &CreateSandbox) -> Result<Vec<String>, Problem> {
     let mut names = request.credentials.clone();
@@ -419,7 +425,8 @@ impl Manager {
     ) -> Result<BTreeMap<String, SandboxCredential>, Error> {
         let names = services_of(request)?;
         if request.network_mode() == NetworkMode::Offline {
-            let is_asked = !names.is_empty() || !request.allow.is_empty();
+            let lists = [&names, &request.allow, &request.gateways];
+            let is_asked = lists.iter().any(|list| !list.is_empty());
             return match is_asked {
                 true => Err(Problem::invalid("network", "is `offline`, with rules or credentials")
                     .with_remedy("leave it out, or use `allow`")
@@ -441,8 +448,17 @@ impl Manager {
             let length = found.secret.expose().len();
             let placeholder = found.service.placeholder(Some(length), &random);
             let read_only = *access == Some(Access::ReadOnly);
-            let credential = SandboxCredential { placeholder, read_only };
+            let gateway = request.gateways.contains(&found.service.name);
+            if gateway && found.service.base_url_env.is_empty() {
+                let problem = format!("clients of `{}` take no base URL", found.service.name);
+                return Err(Problem::invalid("gateways", problem).into());
+            }
+            let credential = SandboxCredential { placeholder, read_only, gateway };
             credentials.insert(found.service.name.clone(), credential);
+        }
+        if let Some(name) = request.gateways.iter().find(|name| !credentials.contains_key(*name)) {
+            let problem = format!("`{name}` needs the credential `{name}`");
+            return Err(Problem::invalid("gateways", problem).into());
         }
         self.rules(&Wanted::by(request), &used(&found)).await?;
         Ok(credentials)
@@ -494,12 +510,15 @@ impl Manager {
         let found = self.credentials_of(row).await?;
         let used: Arc<[Used]> = used(&found).into();
         let rules = self.rules(&Wanted::of(row), &used).await?;
+        let bases: Vec<Option<String>> =
+            found.iter().map(|(found, _)| base_url(row, &found.service.name)).collect();
         let given: Vec<services::Given<'_>> = found
             .iter()
-            .map(|(found, _)| services::Given {
+            .zip(&bases)
+            .map(|((found, _), base)| services::Given {
                 service: &found.service,
                 placeholder: &row.credentials[&found.service.name].placeholder,
-                gateway: None,
+                gateway: base.as_deref(),
             })
             .collect();
         let environment = services::environment(&given);

@@ -30,7 +30,7 @@ def settle(create):
     create["engine"] = "mock"
     for field in ("image", "cpu", "min_isolation"):
         create.pop(field, None)
-    for field in ("profiles", "credentials"):
+    for field in ("profiles", "credentials", "gateways"):
         create.pop(field, None)
     rules(create)
     for mount in create.get("mounts") or []:
