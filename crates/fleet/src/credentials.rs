@@ -56,19 +56,20 @@ impl Manager {
             return Ok(caller);
         }
         let digest = Digest::from(*token.as_bytes());
-        let found = self.store().read(move |view| view.token_by_hash(&digest)).await?.map(
-            |found: Token| TokenRecord {
-                id: found.id,
-                hash: token,
-                subject: found.name,
-                kind: CallerKind::Token,
-                role: found.role,
-                workspace: found.workspace,
-                operations: found.operations,
-                expires_at: found.expires_at,
-                revoked_at: found.revoked_at,
-            },
-        );
+        let found =
+            self.store().look_up(|view| view.token_by_hash(&digest)).await?.map(|found: Token| {
+                TokenRecord {
+                    id: found.id,
+                    hash: token,
+                    subject: found.name,
+                    kind: CallerKind::Token,
+                    role: found.role,
+                    workspace: found.workspace,
+                    operations: found.operations,
+                    expires_at: found.expires_at,
+                    revoked_at: found.revoked_at,
+                }
+            });
         let admitted = access::token::admit(found.as_ref(), &token, now);
         admitted.map_err(|error| Problem::from(error).into())
     }
@@ -85,10 +86,8 @@ impl Manager {
         parts: &Parts<'_>,
     ) -> Result<Verified, Error> {
         let id = presented.key_id().to_owned();
-        let looked_up = id.clone();
         let now = Timestamp::now();
-        let found: Result<Key, StoreError> =
-            self.store().read(move |view| view.key(&looked_up)).await;
+        let found: Result<Key, StoreError> = self.store().look_up(|view| view.key(&id)).await;
         let mine = |key: &Key| {
             let lives = key.revoked_at.is_none() && key.expires_at.is_none_or(|end| end > now);
             // A key stands for its subject, in its workspace and nowhere else.

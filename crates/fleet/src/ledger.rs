@@ -349,8 +349,7 @@ impl Ledger {
     }
 
     pub(crate) async fn record(&self, id: &str) -> Result<Option<SandboxRecord>, StoreError> {
-        let id = id.to_owned();
-        self.store.read(move |view| absent(view.sandbox(&id))).await
+        self.store.look_up(|view| absent(view.sandbox(id))).await
     }
 
     pub(crate) async fn sandbox(&self, id: &str) -> Result<Option<Sandbox>, StoreError> {
@@ -363,10 +362,8 @@ impl Ledger {
         workspace: Option<&str>,
         name: &str,
     ) -> Result<Option<Sandbox>, StoreError> {
-        let (workspace, name) = (workspace.map(str::to_owned), name.to_owned());
-        let named =
-            move |view: &store::View<'_>| absent(view.sandbox_named(workspace.as_deref(), &name));
-        Ok(self.store.read(named).await?.map(|record| record.sandbox))
+        let named = |view: &store::View<'_>| absent(view.sandbox_named(workspace, name));
+        Ok(self.store.look_up(named).await?.map(|record| record.sandbox))
     }
 
     pub(crate) async fn list(
@@ -384,8 +381,7 @@ impl Ledger {
         sandbox: &str,
         name: &str,
     ) -> Result<Option<Process>, StoreError> {
-        let (sandbox, name) = (sandbox.to_owned(), name.to_owned());
-        self.store.read(move |view| absent(view.execution(&sandbox, &name))).await
+        self.store.look_up(|view| absent(view.execution(sandbox, name))).await
     }
 
     pub(crate) async fn processes(

@@ -102,6 +102,19 @@ impl Store {
         self.inner.readers.read(work).await
     }
 
+    /// The same on the caller's own thread, for rows that are found by a key: handing it to another
+    /// thread takes longer than that.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn look_up<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        F: FnOnce(&View<'_>) -> Result<T, E>,
+        E: From<StoreError>,
+    {
+        self.inner.readers.look_up(work).await
+    }
+
     /// Events of this process from now on, each after its commit, in their order. A receiver
     /// that falls behind is told so, and reads the rest with [`View::events`].
     pub fn events(&self) -> broadcast::Receiver<Arc<api::Event>> {
