@@ -19,7 +19,7 @@ use subtle::ConstantTimeEq as _;
 use wire::text::Secret;
 use zeroize::Zeroizing;
 
-use crate::Error;
+use crate::{Error, basic};
 
 /// Headers that carry credentials, at whatever service.
 const CREDENTIAL_HEADERS: [&str; 9] = [
@@ -351,7 +351,7 @@ impl Bound {
                 )
             }
             Slot::Basic { username } => {
-                authorization().and_then(basic).and_then(|(user, password)| {
+                authorization().and_then(basic::read).and_then(|(user, password)| {
                     let fits = username.as_ref().is_none_or(|wanted| *wanted == user);
                     (fits && self.is_placeholder(password.as_bytes())).then(|| Place::Header {
                         name: AUTHORIZATION,
@@ -361,14 +361,16 @@ impl Bound {
                     })
                 })
             }
-            Slot::BasicUser => authorization().and_then(basic).and_then(|(user, password)| {
-                self.is_placeholder(user.as_bytes()).then(|| Place::Header {
-                    name: AUTHORIZATION,
-                    before: String::new(),
-                    after: format!(":{password}"),
-                    is_basic: true,
+            Slot::BasicUser => {
+                authorization().and_then(basic::read).and_then(|(user, password)| {
+                    self.is_placeholder(user.as_bytes()).then(|| Place::Header {
+                        name: AUTHORIZATION,
+                        before: String::new(),
+                        after: format!(":{password}"),
+                        is_basic: true,
+                    })
                 })
-            }),
+            }
             Slot::Query { key, header } => {
                 let parsed = Query::parse(query).unwrap_or_default();
                 let mut values = parsed.values(key);
@@ -426,7 +428,7 @@ impl Place {
                 let plain = Zeroizing::new(format!("{before}{secret}{after}"));
                 let value = match is_basic {
                     false => plain,
-                    true => Zeroizing::new(format!("Basic {}", STANDARD.encode(plain.as_bytes()))),
+                    true => basic::write(&plain),
                 };
                 headers.insert(name, sensitive(&value)?);
             }
@@ -475,15 +477,4 @@ fn sensitive(text: &str) -> Option<HeaderValue> {
 fn without<'a>(query: &'a str, key: &str) -> Vec<&'a str> {
     let is_of = |part: &str| Query::parse(part).is_ok_and(|one| one.values(key).next().is_some());
     query.split('&').filter(|part| !is_of(part)).collect()
-}
-
-/// The user and the password of `Basic`, read strictly.
-fn basic(value: &str) -> Option<(String, String)> {
-    let (scheme, token) = value.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("basic") || token.len() > 8192 {
-        return None;
-    }
-    let text = String::from_utf8(STANDARD.decode(token).ok()?).ok()?;
-    let (user, password) = text.split_once(':')?;
-    Some((user.to_owned(), password.to_owned()))
 }

@@ -10,6 +10,7 @@
 
 mod authority;
 mod aws;
+mod basic;
 mod body;
 mod credential;
 mod dns;

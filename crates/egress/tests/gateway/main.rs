@@ -4,6 +4,7 @@ mod attacks;
 mod aws;
 mod bodies;
 mod connections;
+mod drift;
 mod flow;
 mod frames;
 #[expect(dead_code, reason = "the real key and the time of day are the server's here")]
