@@ -52,53 +52,58 @@ enum State {
 }
 
 impl Framing {
-    /// Takes from the front of `bytes` what may pass now, and tells how many. Less than all only
-    /// when an upgrade has to be answered first. The bytes of a head pass when the head is
-    /// complete.
-    ///
-    /// # Errors
-    /// `Malformed`, for good.
-    fn take(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
-        let mut at = 0;
-        while let Some(&byte) = bytes.get(at) {
-            match self.state {
-                State::Opaque => return Ok(bytes.len()),
-                State::Asked => return Ok(at),
-                State::Body(left) | State::Chunk(left) => {
-                    let rest = u64::try_from(bytes.len() - at).unwrap_or(u64::MAX);
-                    let step = left.min(rest);
-                    at += usize::try_from(step).unwrap_or(usize::MAX);
-                    self.state = match (self.state, left - step) {
-                        (State::Body(_), 0) => State::Head,
-                        (State::Body(_), left) => State::Body(left),
-                        (_, 0) => State::ChunkEnd,
-                        (_, left) => State::Chunk(left),
-                    };
-                    continue;
-                }
-                State::Head => {
-                    at += self.head(&bytes[at..])?;
-                    continue;
-                }
-                State::ChunkSize(size) => self.chunk_size(size, byte)?,
-                State::ChunkSizeEnd(size) => {
-                    expect(byte, b'\n', "a chunk's size does not end with CR LF")?;
-                    self.line = 0;
-                    self.state = if size == 0 { State::Trailers } else { State::Chunk(size) };
-                }
-                State::ChunkEnd => {
-                    expect(byte, b'\r', "a chunk does not end with CR LF")?;
-                    self.state = State::ChunkEndLf;
-                }
-                State::ChunkEndLf => {
-                    expect(byte, b'\n', "a chunk does not end with CR LF")?;
-                    self.state = State::ChunkSize(0);
-                }
-                State::Trailers => self.trailer(byte)?,
+    /// Reads on, and tells how many of `bytes` may pass now, if there are any that do: less than all
+    /// when an upgrade has to be answered first, when a head is not complete, and when something is
+    /// malformed, which it is for good. What came before that passes, wherever it was cut.
+    fn take(&mut self, bytes: &[u8]) -> (Option<usize>, Result<(), Malformed>) {
+        let (mut at, mut passed) = (0, None);
+        while at < bytes.len() {
+            match self.step(&bytes[at..]) {
+                Ok(0) => break,
+                Ok(count) => at += count,
+                Err(problem) => return (passed, Err(problem)),
             }
-            at += 1;
+            if !self.is_within_head() {
+                passed = Some(at);
+            }
         }
-        Ok(at)
+        (passed, Ok(()))
+    }
+
+    /// Reads one thing: how many bytes.
+    fn step(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let byte = bytes[0];
+        match self.state {
+            State::Opaque => return Ok(bytes.len()),
+            State::Asked => return Ok(0),
+            State::Body(left) | State::Chunk(left) => {
+                let step = left.min(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+                self.state = match (self.state, left - step) {
+                    (State::Body(_), 0) => State::Head,
+                    (State::Body(_), left) => State::Body(left),
+                    (_, 0) => State::ChunkEnd,
+                    (_, left) => State::Chunk(left),
+                };
+                return Ok(usize::try_from(step).unwrap_or(usize::MAX));
+            }
+            State::Head => return self.head(bytes),
+            State::ChunkSize(size) => self.chunk_size(size, byte)?,
+            State::ChunkSizeEnd(size) => {
+                expect(byte, b'\n', "a chunk's size does not end with CR LF")?;
+                self.line = 0;
+                self.state = if size == 0 { State::Trailers } else { State::Chunk(size) };
+            }
+            State::ChunkEnd => {
+                expect(byte, b'\r', "a chunk does not end with CR LF")?;
+                self.state = State::ChunkEndLf;
+            }
+            State::ChunkEndLf => {
+                expect(byte, b'\n', "a chunk does not end with CR LF")?;
+                self.state = State::ChunkSize(0);
+            }
+            State::Trailers => self.trailer(byte)?,
+        }
+        Ok(1)
     }
 
     /// Whether a head has begun that is not complete.
@@ -140,13 +145,17 @@ impl Framing {
         Ok(())
     }
 
+    /// A trailer passes as it comes, so that it is judged byte by byte.
     fn trailer(&mut self, byte: u8) -> Result<(), Malformed> {
         if self.seen.len() >= MAX_TRAILERS {
             return Err(Malformed("the trailers are too long"));
         }
+        let after_cr = self.seen.last() == Some(&b'\r');
+        if after_cr != (byte == b'\n') || byte == 0 {
+            return Err(Malformed("a trailer that does not end with CR LF, or has a NUL"));
+        }
         self.seen.push(byte);
         if self.seen == b"\r\n" || self.seen.ends_with(b"\r\n\r\n") {
-            lines(&self.seen)?;
             self.seen.clear();
             self.state = State::Head;
         }
@@ -301,23 +310,19 @@ impl<S> Gated<S> {
         if self.problem.is_some() {
             return;
         }
-        // What belongs to an unfinished head was counted already.
-        let unread = self.ready
-            + if self.framing.state == State::Head { self.framing.seen.len() } else { 0 };
-        match self.framing.take(&self.buffer[unread.min(self.buffer.len())..]) {
-            Ok(count) => {
-                self.ready = unread + count;
-                if self.framing.is_within_head() {
-                    self.ready -= self.framing.seen.len();
-                }
-            }
-            Err(problem) => {
-                tracing::debug!(problem = problem.0, "a request of a guest is refused");
-                self.problem = Some(problem);
-                self.buffer.truncate(self.ready);
-                self.buffer.extend_from_slice(b"\0\r\n\r\n");
-                self.ready = self.buffer.len();
-            }
+        // What belongs to an unfinished head was read already.
+        let unread =
+            self.ready + if self.framing.is_within_head() { self.framing.seen.len() } else { 0 };
+        let (passed, taken) = self.framing.take(&self.buffer[unread.min(self.buffer.len())..]);
+        if let Some(count) = passed {
+            self.ready = unread + count;
+        }
+        if let Err(problem) = taken {
+            tracing::debug!(problem = problem.0, "a request of a guest is refused");
+            self.problem = Some(problem);
+            self.buffer.truncate(self.ready);
+            self.buffer.extend_from_slice(b"\0\r\n\r\n");
+            self.ready = self.buffer.len();
         }
     }
 }
