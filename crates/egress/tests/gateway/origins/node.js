@@ -7,10 +7,10 @@ const server = http.createServer((request, response) => {
   if (request.url === "/counts" && request.headers.host === "counts") {
     return response.end(JSON.stringify({ requests, errors }));
   }
-  requests += 1;
   const pieces = [];
   request.on("data", (piece) => pieces.push(piece));
   request.on("end", () => {
+    requests += 1; // One that breaks off is none.
     const seen = [request.method, request.url, Buffer.concat(pieces).toString("hex")];
     response.setHeader("x-seen", JSON.stringify(seen));
     response.end("ok");

@@ -28,13 +28,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             while self.rfile.readline().strip():
                 pass
             return body
-        return self.rfile.read(int(self.headers.get("content-length") or 0))
+        length = int(self.headers.get("content-length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise EOFError
+        return body
 
     def serve(self):
         if self.headers.get("host") == "counts":
             return self.answer("x-counts", json.dumps(COUNTS))
+        # One that breaks off is none.
+        body = self.body()
         count("requests")
-        self.answer("x-seen", json.dumps([self.command, self.requestline.split(" ")[1], self.body().hex()]))
+        self.answer("x-seen", json.dumps([self.command, self.requestline.split(" ")[1], body.hex()]))
 
     def answer(self, name, value):
         self.send_response(200)
@@ -67,7 +73,9 @@ class H11(socketserver.StreamRequestHandler):
             except h11.RemoteProtocolError:
                 return count("errors")
             if event is h11.NEED_DATA:
-                connection.receive_data(self.connection.recv(65536))
+                if not (data := self.connection.recv(65536)):
+                    return
+                connection.receive_data(data)
             elif isinstance(event, h11.Request):
                 request, body = event, b""
             elif isinstance(event, h11.Data):
