@@ -10,6 +10,7 @@ mod command;
 mod connection;
 mod embedded;
 mod env;
+mod errand;
 mod exit;
 mod failure;
 mod filter;

@@ -206,6 +206,21 @@ fn a_client_that_is_told_a_base_url_needs_no_certificate() {
 }
 
 #[test]
+fn programs_of_an_image_are_tried_against_a_host_that_is_looked_into() {
+    for engine in engines() {
+        let place = Place::new();
+        let output = place.call(&["doctor", "--in", "base", "--engine", engine, "--json"]).output();
+        let report = output.json();
+        for name in ["curl", "git", "python3"] {
+            let programs = report["programs"].as_array().unwrap();
+            let found = programs.iter().find(|one| one["name"] == name);
+            assert_eq!(found.map(|one| &one["ok"]), Some(&true.into()), "{engine}: {output}");
+        }
+        assert!(place.origin.asked.lock().unwrap().is_empty());
+    }
+}
+
+#[test]
 fn without_rules_there_is_no_network() {
     for engine in engines() {
         let place = Place::new();

@@ -7,21 +7,18 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use access::Caller;
 use client::api::{CreateSandbox, NetworkMode};
-use fleet::{Manager, Provenance, Run, RunRequest};
+use fleet::{Manager, Run};
 use serde::Deserialize;
 use supervisor::CopyOut;
-use wire::op::{Command, Exec, ExecReply, Limits, Outcome};
-use wire::text::Text;
+use wire::op::{Exec, ExecReply, Outcome};
 
 use super::{Asked, MEMORY_MB, Package};
 use crate::command::run::fleet_failure;
 use crate::command::supervisor_failure;
+use crate::errand;
 use crate::failure::Failure;
-use crate::output::{Capture, Sink};
 use crate::progress::Line;
-use crate::session::{self, Sinks};
 use crate::signals::Signals;
 
 const SCRIPT: &str = include_str!("install.py");
@@ -29,8 +26,6 @@ const SCRIPT: &str = include_str!("install.py");
 const PACKAGE: &str = "/workspace/package";
 /// Changes when the same version would be laid out otherwise.
 const LAYOUT: &str = "1";
-/// Bytes that are kept of what the script says.
-const MOST_SAID: usize = 64 << 10;
 /// Longest version.
 const MOST_VERSION: usize = 64;
 
@@ -65,23 +60,14 @@ pub(crate) async fn install(
         .map_err(|error| kept(&error))?;
     let registries = manager.registry_urls("npm").await.map_err(|error| fleet_failure(&error))?;
     let exec = command(package, version.unwrap_or("latest"), &present, registries)?;
-    let request = RunRequest {
-        sandbox: CreateSandbox {
-            network: Some(NetworkMode::Fetch),
-            memory_mb: Some(MEMORY_MB),
-            engine: like.engine.clone(),
-            min_isolation: like.min_isolation,
-            ..CreateSandbox::default()
-        },
-        exec: crate::command::run::asked(&exec),
-        kernel: None,
-        console: false,
-        keep: false,
+    let sandbox = CreateSandbox {
+        network: Some(NetworkMode::Fetch),
+        memory_mb: Some(MEMORY_MB),
+        engine: like.engine.clone(),
+        min_isolation: like.min_isolation,
+        ..CreateSandbox::default()
     };
-    let caller = Caller::local(rustix::process::getuid().as_raw());
-    let by = Provenance { remote: "run".into(), ..Provenance::default() };
-    let making = manager.run(&caller, request, &by, line);
-    let mut run = signals.unless_asked(making).await?.map_err(|error| fleet_failure(&error))?;
+    let mut run = errand::begin(manager, sandbox, &exec, line, signals).await?;
     let fetched = fetch(&mut run, &exec, staging.path(), line, signals).await;
     line.clear();
     let denied = run.denied();
@@ -161,22 +147,7 @@ fn command(
         package.left_out,
         &present.join(","),
     ];
-    let words = fixed.into_iter().map(str::to_owned).chain(registries);
-    let words = words.map(Text::new).collect::<Result<_, _>>();
-    let words = words.map_err(|error| Failure::usage(format!("the version {error}")))?;
-    Ok(Exec {
-        process: "p1".into(),
-        command: Command::Argv(words),
-        cwd: None,
-        env: Default::default(),
-        user: None,
-        tty: None,
-        stdin: false,
-        timeout_ms: None,
-        kill_grace_ms: 0,
-        limits: Limits::default(),
-        detach: false,
-    })
+    errand::exec(fixed.into_iter().map(str::to_owned).chain(registries))
 }
 
 /// What the script says when all went well.
@@ -201,20 +172,12 @@ async fn fetch(
     line: &mut Line,
     signals: &mut Signals,
 ) -> Result<Fetched, Failure> {
-    let capture = || Sink::Capture(Capture::new(MOST_SAID));
-    let mut sinks = Sinks { stdout: capture(), stderr: capture() };
-    let (reply, _) = session::run(run.sandbox_mut(), exec, &mut sinks, signals).await?;
-    let Sinks { stdout: Sink::Capture(stdout), stderr: Sink::Capture(stderr) } = sinks else {
-        return Err(Failure::failed("its output is lost"));
-    };
-    let Some(reply) = reply else { return Err(Failure::failed("its output is lost")) };
+    let errand::Said { reply, stdout, stderr } = errand::run(run, exec, signals).await?;
     if !matches!(reply.outcome, Outcome::Exited { code: 0 }) {
-        let said = stderr.into_parts().0;
-        let said = String::from_utf8_lossy(&said);
-        let last = said.lines().last().unwrap_or("it says nothing").to_owned();
-        return Err(Failure::failed(last));
+        let said = String::from_utf8_lossy(&stderr);
+        return Err(Failure::failed(said.lines().last().unwrap_or("it says nothing")));
     }
-    let said: Said = serde_json::from_slice(&stdout.into_parts().0)
+    let said: Said = serde_json::from_slice(&stdout)
         .ok()
         .filter(|said: &Said| is_version(&said.version))
         .ok_or_else(|| Failure::failed("it does not say which version it fetched"))?;

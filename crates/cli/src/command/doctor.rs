@@ -1,25 +1,54 @@
 //! `sandforge doctor`.
 
+mod image;
+
+use std::ffi::OsString;
 use std::fmt::Write as _;
 
 use clap::Args;
 use serde_json::Value;
 
+use super::Context;
 use crate::failure::{Failure, without_numbers};
 use crate::filter;
 
 /// Say what this computer can run, and what is missing
 ///
-/// Exit status: 0 where a machine could be started now, 1 where not.
+/// Exit status: 0 where a machine could be started now, 1 where not. With --in: 0 where each program
+/// gets through, 1 where not.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  sandforge doctor
+  sandforge doctor --in base    which programs of an image trust a sandbox's certificates")]
 pub(crate) struct DoctorArgs {
+    /// Try the programs of this image instead (curl, git, Python, Node.js, Java and others): each asks
+    /// a host that is looked into, and nothing leaves this computer
+    #[arg(long = "in", value_name = "IMAGE")]
+    image: Option<OsString>,
+
+    /// What runs the image, by name [default: the strongest]
+    #[arg(long, value_name = "NAME", env = "SANDFORGE_ENGINE")]
+    engine: Option<String>,
+
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 impl DoctorArgs {
-    pub(crate) fn run(&self) -> Result<u8, Failure> {
+    pub(crate) fn run(self, context: &Context) -> Result<u8, Failure> {
+        if let Some(image) = self.image {
+            // On the host's kernel there is none to choose.
+            let has_choice = self.engine.as_deref() != Some("process");
+            let image = super::run::image(image)?;
+            let report = image::look(Some(image).filter(|_| has_choice), self.engine, context)?;
+            match self.json {
+                true => super::print_json(&report)?,
+                false => super::print(&filter::plain(&report.described()))?,
+            }
+            return Ok(u8::from(!report.is_ok()));
+        }
         let supervisor = super::supervisor()?;
         let doctor = super::block_on(async { Ok(supervisor.doctor().await) })?;
         if self.json {

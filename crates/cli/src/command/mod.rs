@@ -75,7 +75,7 @@ pub(crate) fn run(arguments: Arguments, begun: Instant) -> ExitCode {
         Command::Audit(args) => args.run(),
         Command::Webhook(args) => args.run(&context),
         Command::Image(args) => args.run(&context),
-        Command::Doctor(args) => args.run(),
+        Command::Doctor(args) => args.run(&context),
         Command::Version(args) => args.run(),
         Command::Completions(args) => args.run(),
     };

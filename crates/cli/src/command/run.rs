@@ -309,7 +309,7 @@ impl RunArgs {
 }
 
 /// The name of an image as it is; a path absolute, as policy has to see it.
-fn image(image: OsString) -> Result<String, Failure> {
+pub(super) fn image(image: OsString) -> Result<String, Failure> {
     let path = match image.to_str().map(str::parse) {
         Some(Ok(ImageRef::Path(path))) => path,
         Some(_) => return Ok(image.to_string_lossy().into_owned()),
