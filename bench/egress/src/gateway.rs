@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use audit::Entry;
 use canonical::{Authority, Host};
@@ -26,9 +26,11 @@ use wire::text::Secret;
 use crate::Outcome;
 use crate::origin::{PLACEHOLDER, SECRET};
 
-/// Events that wait to be written, and most of one transaction: as the program has it.
+/// Events that wait to be written, most of one transaction, and how long the first waits for others:
+/// as the program has it.
 const WAITING: usize = 4096;
 const TOGETHER: usize = 512;
+const GATHERED: Duration = Duration::from_millis(10);
 
 /// Listens for what a guest would open to `one.example`, to `two.example` and to the proxy's port.
 pub(crate) async fn serve(directory: &Path, h1: u16, h2: u16, audited: bool) -> Outcome<[u16; 3]> {
@@ -208,6 +210,14 @@ impl Recorder {
         tokio::spawn(async move {
             let mut events = Vec::new();
             while receiver.recv_many(&mut events, TOGETHER).await > 0 {
+                if events.len() < TOGETHER {
+                    tokio::time::sleep(GATHERED).await;
+                    while events.len() < TOGETHER
+                        && let Ok(event) = receiver.try_recv()
+                    {
+                        events.push(event);
+                    }
+                }
                 let entries: Vec<Entry> = events.drain(..).map(|event| entry(&event)).collect();
                 let written = store.write(move |change| {
                     entries.iter().try_for_each(|entry| change.audit(entry).map(|_| ()))
@@ -240,12 +250,11 @@ fn entry(event: &Event) -> Entry {
         text: rule.text.to_string(),
     });
     entry.generation = Some(event.generation);
-    if let Ok(serde_json::Value::Object(details)) = serde_json::to_value(event) {
-        for (name, value) in details {
-            if !matches!(name.as_str(), "kind" | "decision" | "rule" | "generation") {
-                entry = entry.with_detail(name, value);
-            }
+    if let Ok(serde_json::Value::Object(mut details)) = serde_json::to_value(event) {
+        for name in ["kind", "decision", "rule", "generation"] {
+            details.remove(name);
         }
+        entry.details = details;
     }
     entry
 }

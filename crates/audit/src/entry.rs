@@ -99,7 +99,7 @@ impl Entry {
 
     /// The details as they are kept.
     pub(crate) fn details_text(&self) -> String {
-        let text = Value::Object(self.details.clone()).to_string();
+        let text = serde_json::to_string(&self.details).expect("a map of JSON is JSON");
         if text.len() <= MAX_DETAILS {
             return text;
         }

@@ -37,6 +37,8 @@ use crate::{Error, OpenError};
 const WAITING: usize = 4096;
 /// Most events of one transaction.
 const TOGETHER: usize = 512;
+/// How long the first waits for others: each transaction costs as much as many events do.
+const GATHERED: Duration = Duration::from_millis(10);
 /// Most hosts that are remembered as denied.
 const MOST_DENIED: usize = 64;
 
@@ -658,6 +660,14 @@ impl Manager {
                 if count == 0 {
                     return;
                 }
+                if count < TOGETHER && !receiver.is_closed() {
+                    tokio::time::sleep(GATHERED).await;
+                    while events.len() < TOGETHER
+                        && let Ok(written) = receiver.try_recv()
+                    {
+                        events.push(written);
+                    }
+                }
                 manager.write_down(std::mem::take(&mut events)).await;
             }
         });
@@ -742,12 +752,11 @@ fn entry(written: &Written) -> Entry {
     if event.decision == Decision::Denied {
         entry.decision = AuditDecision::Denied;
     }
-    if let Ok(serde_json::Value::Object(details)) = serde_json::to_value(event) {
-        for (name, value) in details {
-            if !matches!(name.as_str(), "kind" | "decision" | "rule" | "generation") {
-                entry = entry.with_detail(name, value);
-            }
+    if let Ok(serde_json::Value::Object(mut details)) = serde_json::to_value(event) {
+        for name in ["kind", "decision", "rule", "generation"] {
+            details.remove(name);
         }
+        entry.details = details;
     }
     entry
 }
