@@ -109,9 +109,11 @@ impl Session {
                     self.lose()
                 }
             };
-            // Arguments with secrets passed through here.
+            // Arguments with secrets passed through here. Filled at once and not byte by byte, since so
+            // does all that streams carry.
             if let Received::Bytes(count) = received {
-                zeroize::Zeroize::zeroize(&mut buffer[..count]);
+                buffer[..count].fill(0);
+                zeroize::optimization_barrier(&buffer[..count]);
             }
             self.buffer = buffer;
             if turn == Turn::Lost {

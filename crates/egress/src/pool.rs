@@ -95,9 +95,14 @@ impl Idle {
             self.kept = self.h1.values().map(Vec::len).sum();
         }
         let list = self.h1.entry(route).or_default();
-        let before = list.len();
-        list.retain(is_usable);
-        self.kept -= before - list.len();
+        // The first has been there for the longest. One that its server closed meanwhile is found out
+        // when it is taken.
+        let is_due = list.len() >= MOST_IDLE || list.first().is_some_and(|one| !is_usable(one));
+        if is_due {
+            let before = list.len();
+            list.retain(is_usable);
+            self.kept -= before - list.len();
+        }
         if list.len() < MOST_IDLE && self.kept < MOST_KEPT {
             list.push((sender, Instant::now()));
             self.kept += 1;

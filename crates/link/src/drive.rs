@@ -17,7 +17,7 @@ use wire::envelope::{SALT, Sealer, TaskDigest};
 use wire::frame::{MAX_DATA, StreamId};
 use wire::handshake::{Hello, Scanner};
 use wire::op::{AgentOpen, ErrorCode, OpError, Operation};
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::{GuestStreams, LinkError, random};
 
@@ -192,8 +192,10 @@ async fn transmit<W: AsyncWrite + Unpin>(
             }
             break;
         }
-        // Arguments and variables went through here; the next frames may be a while.
-        out.as_mut_slice().zeroize();
+        // Arguments and variables went through here; the next frames may be a while. Filled at once and
+        // not byte by byte, since so did all that streams carry.
+        out.fill(0);
+        zeroize::optimization_barrier(out.as_slice());
         out.clear();
     }
     receiver.abort();
