@@ -14,6 +14,7 @@ mod errand;
 mod exit;
 mod failure;
 mod filter;
+mod hygiene;
 mod input;
 mod keyfile;
 mod network;
@@ -30,9 +31,16 @@ mod task;
 mod terminal;
 mod units;
 
+use std::alloc::System;
 use std::env::args_os;
 use std::process::ExitCode;
 use std::time::Instant;
+
+use zeroizing_alloc::ZeroAlloc;
+
+/// Credentials pass through buffers of HTTP and TLS that nobody else wipes.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// Makes this program the confined launcher of a monitor. Not for people.
 const LAUNCH: &str = "__launch";
@@ -42,6 +50,7 @@ fn main() -> ExitCode {
     if args_os().nth(1).is_some_and(|first| first == LAUNCH) {
         return supervisor::qemu_monitor::main();
     }
+    hygiene::close();
     let begun = Instant::now();
     let arguments: Vec<_> = args_os().collect();
     match arguments::parse(&arguments) {

@@ -251,3 +251,138 @@ fn what_makes_no_sense_is_said_before_anything_starts() {
         output.exits(125).says(words);
     }
 }
+
+/// Unlike any other text, and in no argument, variable or file of the test's.
+const CANARY: &str = "sk-canary-4f9Zq7Xw2Lk8Vt3Rb6Ny1Hs5Dj0Gm";
+
+/// The canary as it is rendered somewhere.
+fn forms() -> Vec<(&'static str, Vec<u8>)> {
+    let hex: String = CANARY.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let percent: String = CANARY.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    // What is the same in base64, whatever stands before and behind.
+    let encoded = |before: &str| {
+        use base64::Engine as _;
+        let text = base64::engine::general_purpose::STANDARD.encode(format!("{before}{CANARY}"));
+        text.as_bytes()[4..48].to_vec()
+    };
+    vec![
+        ("plain", CANARY.as_bytes()[3..].to_vec()),
+        ("hexadecimal", hex.into_bytes()),
+        ("percent", percent.into_bytes()),
+        ("base64", encoded("")),
+        ("base64, one further", encoded("a")),
+        ("base64, two further", encoded("ab")),
+    ]
+}
+
+fn has(text: &[u8], part: &[u8]) -> bool {
+    // Nearly all of memory has no such first byte, or no such second one.
+    let (first, second) = (part[0], part[1]);
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|byte| *byte == first) {
+        rest = &rest[at..];
+        if rest.get(1) == Some(&second) && rest.starts_with(part) {
+            return true;
+        }
+        rest = &rest[1..];
+    }
+    false
+}
+
+/// The forms that are in a process's memory.
+fn found_in_memory(pid: u32) -> Vec<&'static str> {
+    use std::os::unix::fs::FileExt as _;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let forms = forms();
+    let mut found = Vec::new();
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let from = u64::from_str_radix(from, 16).unwrap();
+        let length = usize::try_from(u64::from_str_radix(to, 16).unwrap() - from).unwrap();
+        // With what a piece has in common with the next.
+        for at in (0..length).step_by(1 << 20) {
+            let mut piece = vec![0; (length - at).min((1 << 20) + 200)];
+            let Ok(count) = memory.read_at(&mut piece, from + at as u64) else { continue };
+            let is_in = |(_, form): &&(&str, Vec<u8>)| has(&piece[..count], form);
+            found.extend(forms.iter().filter(is_in).map(|(name, _)| *name));
+        }
+    }
+    found
+}
+
+/// Files below a directory that have the canary in some form.
+fn found_on_disk(directory: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(path) = left.pop() {
+        let kind = fs::symlink_metadata(&path).unwrap().file_type();
+        if kind.is_dir() {
+            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if kind.is_file() {
+            let bytes = fs::read(&path).unwrap();
+            if forms().iter().any(|(_, form)| has(&bytes, form)) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn of_a_credential_that_was_taken_away_nothing_is_left_in_memory_or_on_disk() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not run: only root reads the memory of another process");
+        return;
+    }
+    if !engines().contains(&"process") {
+        return;
+    }
+    let place = Place::new();
+    let call = |arguments: &[&str]| {
+        place
+            .call(arguments)
+            .env("OPENAI_API_KEY", "")
+            .env("SANDFORGE_SECRETS_STORE", "key-file")
+            .env("SANDFORGE_ENGINE", "process")
+            .env("SANDFORGE_MIN_ISOLATION", "process")
+    };
+    let mut server = call(&["serve"]).spawn();
+    let mut lines = BufReader::new(server.stderr.take().expect("it is a pipe"));
+    let mut said = String::new();
+    while !said.contains("serving on /") {
+        assert_ne!(lines.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+    let pid = server.id();
+    call(&["secret", "set", "-g", "openai"]).stdin(CANARY).output().exits(0);
+    call(&["-q", "create", "--name", "box", "--credential", "openai"]).output().exits(0);
+    for _ in 0..3 {
+        let asked = "GET https://api.openai.com/v1/models";
+        let output =
+            call(&["exec", "box", "--", "python3", "-c", PROGRAM, asked]).output().exits(0);
+        let text = String::from_utf8(output.stdout.clone()).unwrap();
+        assert!(text.contains(" 200 heard GET /v1/models "), "{output}");
+        assert!(!text.contains(CANARY), "{output}");
+    }
+    assert!(place.origin.asked.lock().unwrap().join("").contains(CANARY));
+    assert!(found_in_memory(pid).contains(&"plain"), "what is in use is there to be found");
+
+    call(&["secret", "rm", "-g", "openai"]).output().exits(0);
+    assert_eq!(found_on_disk(place.directory.path()), Vec::<std::path::PathBuf>::new());
+    call(&["rm", "--all"]).output().exits(0);
+    let mut left = found_in_memory(pid);
+    for _ in 0..50 {
+        if left.is_empty() {
+            break;
+        }
+        thread::sleep(std::time::Duration::from_millis(100));
+        left = found_in_memory(pid);
+    }
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert_eq!(left, Vec::<&str>::new());
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+}

@@ -36,6 +36,7 @@ use supervisor::{Launcher, Supervisor};
 use crate::arguments::{Arguments, Command};
 use crate::exit;
 use crate::failure::{Failure, Kind};
+use crate::hygiene;
 use crate::output;
 
 /// What every command is given.
@@ -50,6 +51,9 @@ pub(crate) struct Context {
 pub(crate) fn run(arguments: Arguments, begun: Instant) -> ExitCode {
     let context = Context { begun, verbosity: arguments.verbosity() };
     let (family, json) = (arguments.command.family(), arguments.command.json());
+    if matches!(arguments.command, Command::Run(_) | Command::Serve(_)) {
+        hygiene::lock_memory();
+    }
     let done = match arguments.command {
         Command::Run(args) => args.run(&context),
         Command::Create(args) => args.run(&context),
