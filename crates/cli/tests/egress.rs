@@ -368,9 +368,23 @@ fn of_a_credential_that_was_taken_away_nothing_is_left_in_memory_or_on_disk() {
     assert!(place.origin.asked.lock().unwrap().join("").contains(CANARY));
     assert!(found_in_memory(pid).contains(&"plain"), "what is in use is there to be found");
 
+    // A sandbox that runs has what is kept now, and what is not kept no more.
+    let asked = || {
+        let asked = "GET https://api.openai.com/v1/models";
+        let output =
+            call(&["exec", "box", "--", "python3", "-c", PROGRAM, asked]).output().exits(0);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let other = CANARY.replace("canary", "second");
+    assert_ne!(other, CANARY);
+    call(&["secret", "set", "-g", "openai"]).stdin(other.as_str()).output().exits(0);
+    assert!(asked().contains(" 200 "));
+    assert!(place.origin.asked.lock().unwrap().last().unwrap().contains(&other));
     call(&["secret", "rm", "-g", "openai"]).output().exits(0);
+    let before = place.origin.asked.lock().unwrap().len();
+    assert!(asked().contains(" 403 "));
+    assert_eq!(place.origin.asked.lock().unwrap().len(), before);
     assert_eq!(found_on_disk(place.directory.path()), Vec::<std::path::PathBuf>::new());
-    call(&["rm", "--all"]).output().exits(0);
     let mut left = found_in_memory(pid);
     for _ in 0..50 {
         if left.is_empty() {
@@ -379,6 +393,7 @@ fn of_a_credential_that_was_taken_away_nothing_is_left_in_memory_or_on_disk() {
         thread::sleep(std::time::Duration::from_millis(100));
         left = found_in_memory(pid);
     }
+    call(&["rm", "--all"]).output().exits(0);
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     server.kill().unwrap();
     server.wait().unwrap();

@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -81,6 +82,8 @@ pub struct Denied {
 pub(crate) struct Network {
     upstream: OnceLock<Result<Arc<Upstream>, String>>,
     registries: OnceCell<Vec<rules::Registry>>,
+    /// Counts changes of credentials.
+    renewals: AtomicU64,
     sender: mpsc::Sender<Written>,
     receiver: Mutex<Option<mpsc::Receiver<Written>>>,
 }
@@ -97,6 +100,7 @@ impl Default for Network {
         Self {
             upstream: OnceLock::new(),
             registries: OnceCell::new(),
+            renewals: AtomicU64::new(0),
             sender,
             receiver: Mutex::new(Some(receiver)),
         }
@@ -241,6 +245,12 @@ type Given = (secrets::Found, Option<Access>);
 pub(crate) struct Used {
     pub(crate) service: Arc<Service>,
     access: Option<Access>,
+}
+
+/// A credential with the placeholder that a sandbox has for it.
+fn for_gateway(row: &Sandbox, found: secrets::Found) -> Credential {
+    let placeholder = row.credentials[&found.service.name].placeholder.clone();
+    Credential { placeholder, service: found.service, secret: found.secret }
 }
 
 fn used(given: &[Given]) -> Vec<Used> {
@@ -524,14 +534,7 @@ impl Manager {
             })
             .collect();
         let environment = services::environment(&given);
-        let credentials = found
-            .into_iter()
-            .map(|(found, _)| Credential {
-                placeholder: row.credentials[&found.service.name].placeholder.clone(),
-                service: found.service,
-                secret: found.secret,
-            })
-            .collect();
+        let credentials = found.into_iter().map(|(found, _)| for_gateway(row, found)).collect();
         let recorder = Arc::new(Recorder {
             sandbox: row.clone(),
             sender: self.network.sender.clone(),
@@ -563,9 +566,52 @@ impl Manager {
         seat: &Seat,
         row: &Arc<Sandbox>,
     ) -> Result<Option<supervisor::Network>, Error> {
+        let before = self.network.renewals.load(Ordering::SeqCst);
         let (way_out, network) = self.way_out(row).await?.unzip();
-        *lock(&seat.way_out) = way_out;
+        lock(&seat.way_out).clone_from(&way_out);
+        // What was changed meanwhile did not see this one.
+        if self.network.renewals.load(Ordering::SeqCst) != before
+            && let Some(way) = way_out
+        {
+            self.renew_of(&way, row, None).await;
+        }
         Ok(network)
+    }
+
+    /// Credentials of running sandboxes become what is kept now: of all workspaces, sandboxes or
+    /// services where none is named. Those that are kept no more are taken away.
+    pub(crate) async fn renew(
+        &self,
+        workspace: Option<&str>,
+        sandbox: Option<&str>,
+        service: Option<&str>,
+    ) {
+        self.network.renewals.fetch_add(1, Ordering::SeqCst);
+        for seat in self.all() {
+            let row = seat.row();
+            let is_meant = workspace.is_none_or(|workspace| workspace == row.workspace)
+                && sandbox.is_none_or(|id| id == row.id);
+            let way = lock(&seat.way_out).clone();
+            if let Some(way) = way.filter(|_| is_meant) {
+                self.renew_of(&way, &row, service).await;
+            }
+        }
+    }
+
+    async fn renew_of(&self, way: &WayOut, row: &Sandbox, service: Option<&str>) {
+        let is_meant = |name: &&String| service.is_none_or(|service| service == *name);
+        for name in row.credentials.keys().filter(is_meant) {
+            let found = self.credentials(&row.workspace, Some(&row.id), vec![name.clone()]).await;
+            let given =
+                found.map(|mut found| found.pop().map(|(found, _)| for_gateway(row, found)));
+            let is_set = match given {
+                Ok(Some(credential)) => way.gateway.set_credential(credential).is_ok(),
+                Ok(None) | Err(_) => false,
+            };
+            if !is_set {
+                way.gateway.revoke(name);
+            }
+        }
     }
 
     /// Other rules for a sandbox that runs.

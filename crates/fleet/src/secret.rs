@@ -51,7 +51,8 @@ impl Manager {
         Ok(SecretList { secrets: entries.into_iter().map(stored).collect(), store })
     }
 
-    /// Sets a secret for every sandbox of a workspace that is created from now on.
+    /// Sets a secret for every sandbox of a workspace; those that run and use it have the new value
+    /// from the next request on.
     ///
     /// # Errors
     /// `Access`, `Refused`.
@@ -120,7 +121,10 @@ impl Manager {
         self.ledger.commit(Batch::entry(entry.clone())).await?;
         let (catalogue, kept) = (self.config.catalogue.clone(), key.clone());
         match self.blocking(move |store| store.set(&catalogue, &kept, new)).await {
-            Ok(entry) => Ok(stored(entry)),
+            Ok(entry) => {
+                self.renew_by(&key).await;
+                Ok(stored(entry))
+            }
             Err(error) => {
                 self.not_set(entry, error.problem().code.as_str(), &key).await?;
                 Err(error)
@@ -128,7 +132,7 @@ impl Manager {
         }
     }
 
-    /// Removes a workspace's secret.
+    /// Removes a workspace's secret; sandboxes that run have it no more.
     ///
     /// # Errors
     /// `Access`, `NotFound`, `Refused`.
@@ -148,7 +152,7 @@ impl Manager {
         self.remove(entry, key).await
     }
 
-    /// Removes a sandbox's secret.
+    /// Removes a sandbox's secret, also while it runs.
     ///
     /// # Errors
     /// `Access`, `NotFound`, `Refused`.
@@ -177,7 +181,16 @@ impl Manager {
             self.not_set(entry, error.problem().code.as_str(), &key).await?;
             return Err(error);
         }
+        self.renew_by(&key).await;
         Ok(())
+    }
+
+    async fn renew_by(&self, key: &Key) {
+        let sandbox = match &key.scope {
+            Scope::Global => None,
+            Scope::Sandbox(id) => Some(id.as_str()),
+        };
+        self.renew(Some(&key.workspace), sandbox, Some(&key.service)).await;
     }
 
     /// Gives up all secrets of all workspaces.
@@ -189,7 +202,9 @@ impl Manager {
         self.authorise(caller, operation, None, by).await?;
         let entry = self.entry(caller, operation, by);
         self.ledger.commit(Batch::entry(entry)).await?;
-        self.blocking(|store| store.reset()).await
+        self.blocking(|store| store.reset()).await?;
+        self.renew(None, None, None).await;
+        Ok(())
     }
 
     /// The secrets of a sandbox go with it.
