@@ -62,9 +62,11 @@ fn read(mut rest: &[u8]) {
         if rest.is_empty() {
             return;
         }
-        let end = rest.windows(4).position(|part| part == b"\r\n\r\n").expect("heads pass whole") + 4;
+        let end =
+            rest.windows(4).position(|part| part == b"\r\n\r\n").expect("heads pass whole") + 4;
         let head = std::str::from_utf8(&rest[..end]).map(str::to_owned);
-        let head = head.unwrap_or_else(|_| rest[..end].iter().map(|&byte| char::from(byte)).collect());
+        let head =
+            head.unwrap_or_else(|_| rest[..end].iter().map(|&byte| char::from(byte)).collect());
         rest = &rest[end..];
         assert!(!head.contains('\0') && !head.replace("\r\n", "").contains(['\r', '\n']));
         let mut lines = head.trim_end_matches("\r\n").split("\r\n");

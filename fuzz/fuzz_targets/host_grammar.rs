@@ -26,7 +26,9 @@ fuzz_target!(|input: &str| {
             let text = name.as_str();
             assert_eq!(as_c_reads_it(text), None, "{text}");
             assert!(text.parse::<IpAddr>().is_err() && text.len() <= 253);
-            assert!(text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')));
+            assert!(
+                text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
+            );
             assert!(name.labels().all(|label| (1..=63).contains(&label.len())));
             assert_eq!(text, input.strip_suffix('.').unwrap_or(input).to_ascii_lowercase());
         }

@@ -43,7 +43,8 @@ fuzz_target!(|input: &[u8]| {
     assert!(out == whole);
 
     // By hand: none is left, and where there was none nothing changed.
-    let has = |text: &[u8], part: &str| text.windows(part.len()).any(|window| window == part.as_bytes());
+    let has =
+        |text: &[u8], part: &str| text.windows(part.len()).any(|window| window == part.as_bytes());
     for secret in SETS[set] {
         assert!(!has(&whole, secret));
         let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
