@@ -42,6 +42,8 @@ const PEEK: Duration = Duration::from_secs(10);
 /// How long a guest may take for a TLS handshake, and for the head of a request.
 const HANDSHAKE: Duration = Duration::from_secs(30);
 const HEAD: Duration = Duration::from_secs(120);
+/// How long a request waits where more has happened than was written down.
+const BACKLOG: Duration = Duration::from_secs(1);
 /// Bytes that a tunnel reads at once.
 const PIECE: usize = 64 << 10;
 /// Most names whose refusal is remembered, so that it is written down once.
@@ -184,7 +186,7 @@ impl Gateway {
         let Ok(_place) = inner.connections.try_acquire() else {
             return stream.refuse(format!("a sandbox has at most {MOST_CONNECTIONS} connections"));
         };
-        if !inner.journal.is_ready() {
+        if !inner.is_recording().await {
             return stream.refuse("what happens cannot be written down, so nothing does".into());
         }
         inner.clone().connect(address, port, stream).await;
@@ -192,6 +194,18 @@ impl Gateway {
 }
 
 impl Inner {
+    /// Whether what happens can be written down, perhaps after a moment.
+    pub(crate) async fn is_recording(&self) -> bool {
+        let begun = Instant::now();
+        while !self.journal.is_ready() {
+            if begun.elapsed() >= BACKLOG {
+                return false;
+            }
+            tokio::time::sleep(BACKLOG / 100).await;
+        }
+        true
+    }
+
     pub(crate) fn rules(&self) -> Rules {
         self.rules.borrow().0.clone()
     }

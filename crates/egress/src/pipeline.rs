@@ -244,7 +244,7 @@ impl Pipeline {
         is_grpc: bool,
     ) -> Result<Response<Reply>, Refused> {
         let gateway = self.gateway.clone();
-        if !gateway.journal.is_ready() {
+        if !gateway.is_recording().await {
             return Err(Refused::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "egress_unavailable",

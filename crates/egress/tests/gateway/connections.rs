@@ -330,6 +330,22 @@ async fn a_sandbox_that_opens_all_it_may_is_in_nobody_else_s_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_can_be_written_down_in_a_moment_waits_for_it() {
+    let world = World::new().await;
+    let mut open = world.tls("api.example", "api.example", &["http/1.1"]).await.unwrap();
+    world.events.fill();
+    open.write_all(get("/v1", &bearer()).as_bytes()).await.unwrap();
+    let asked = answer(&mut open);
+    let emptied = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.nothing_left();
+        world.events.empty();
+    };
+    let (answer, ()) = tokio::join!(asked, emptied);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_written_down_does_not_happen() {
     // S22
     let world = World::new().await;

@@ -57,6 +57,11 @@ impl Events {
         self.1.store(true, Ordering::Relaxed);
     }
 
+    /// There is room again.
+    pub(crate) fn empty(&self) {
+        self.1.store(false, Ordering::Relaxed);
+    }
+
     pub(crate) fn all(&self) -> Vec<Event> {
         self.0.lock().unwrap().clone()
     }
