@@ -17,6 +17,7 @@ use tower::Service as _;
 
 use crate::Limits;
 use crate::app::Lifetime;
+use crate::lingering::Lingering;
 use crate::patience::Patient;
 
 /// Streams of one HTTP/2 connection at once.
@@ -106,7 +107,10 @@ impl Connections {
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(peer);
             let mut router = router.clone();
-            async move { router.call(request.map(Body::new)).await as Result<_, Infallible> }
+            let (head, body) = request.into_parts();
+            let body = Body::new(Lingering::new(body, &head.headers));
+            let request = http::Request::from_parts(head, body);
+            async move { router.call(request).await as Result<_, Infallible> }
         });
         let stream = TokioIo::new(Patient::new(stream, self.limits.stall));
         let ended = match http {

@@ -12,6 +12,7 @@ mod config;
 mod connection;
 mod gate;
 mod host;
+mod lingering;
 mod listen;
 mod metrics;
 mod outbox;

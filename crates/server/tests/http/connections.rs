@@ -40,6 +40,22 @@ async fn a_connection_carries_many_requests() {
 }
 
 #[tokio::test]
+async fn an_answer_before_the_body_has_come_ends_no_connection() {
+    let server = Server::start().await;
+    let mut stream = server.connect().await;
+    let target = "/v1/sandboxes/none/files?path=/x";
+    let head = format!("PUT {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n");
+    for _ in 0..3 {
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 12];
+        tokio::time::timeout(LONG, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(answer, b"HTTP/1.1 401");
+        while stream.read_u8().await.unwrap() != b'}' {}
+        stream.write_all(b"hello").await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_full_server_takes_the_next_when_one_goes() {
     let server = Server::with(|config| config.limits.connections = 2).await;
     let first = server.connect().await;
