@@ -12,7 +12,7 @@
 mod agent;
 mod machine;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener as StdListener;
@@ -99,6 +99,9 @@ impl Reply {
     }
 }
 
+/// Commands that are remembered.
+const MOST_COMMANDS: usize = 10_000;
+
 /// An engine whose guests follow a script. A command that the script does not know is "not
 /// found", and every command that was asked for is recorded.
 #[derive(Debug, Clone, Default)]
@@ -107,7 +110,7 @@ pub struct Mock {
     unavailable: Option<Unavailable>,
     boot_takes: Duration,
     host: Option<Host>,
-    commands: Arc<Mutex<Vec<Vec<String>>>>,
+    commands: Arc<Mutex<VecDeque<Vec<String>>>>,
 }
 
 /// The program whose processes are guests.
@@ -163,9 +166,9 @@ impl Mock {
         Ok(())
     }
 
-    /// The commands that were asked for in this process, in order.
+    /// The last 10,000 commands that were asked for in this process, in order.
     pub fn commands(&self) -> Vec<Vec<String>> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     fn reply(&self, command: Command) -> Reply {
@@ -176,7 +179,12 @@ impl Mock {
         let printed: Vec<String> =
             argv.iter().map(|argument| String::from_utf8_lossy(argument).into_owned()).collect();
         let name = printed.first().cloned().unwrap_or_default();
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(printed);
+        let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        if commands.len() >= MOST_COMMANDS {
+            commands.pop_front();
+        }
+        commands.push_back(printed);
+        drop(commands);
         self.script
             .get(&argv)
             .cloned()
