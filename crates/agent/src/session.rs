@@ -109,11 +109,9 @@ impl Session {
                     self.lose()
                 }
             };
-            // Arguments with secrets passed through here. Filled at once and not byte by byte, since so
-            // does all that streams carry.
+            // Arguments with secrets passed through here.
             if let Received::Bytes(count) = received {
-                buffer[..count].fill(0);
-                zeroize::optimization_barrier(&buffer[..count]);
+                wire::text::wipe(&mut buffer[..count]);
             }
             self.buffer = buffer;
             if turn == Turn::Lost {

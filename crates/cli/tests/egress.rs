@@ -10,9 +10,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use support::origin::{certify, upstream};
 use support::{Call, Output, engines};
 use tempfile::{TempDir, tempdir};
 
@@ -34,6 +35,9 @@ for method, url in [argument.split(" ") for argument in sys.argv[1:]]:
         print(url, repr(error))
 "#;
 
+/// What the server is known by.
+const NAMES: [&str; 2] = ["api.openai.com", "docs.example"];
+
 /// A server that answers with what it was asked, and remembers it.
 struct Origin {
     address: SocketAddr,
@@ -42,21 +46,15 @@ struct Origin {
 
 impl Origin {
     fn start(directory: &Path) -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        let issuer = Issuer::new(params, key);
-        let key = KeyPair::generate().unwrap();
-        let names = vec!["api.openai.com".to_owned(), "docs.example".to_owned()];
-        let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+        certify(directory, &NAMES);
+        let leaf = CertificateDer::from_pem_file(directory.join("server.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(directory.join("server.key")).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![leaf.der().clone()], key)
+            .with_single_cert(vec![leaf], key)
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -100,12 +98,8 @@ impl Place {
         let origin = Origin::start(directory.path());
         let config = directory.path().join("config");
         fs::create_dir_all(&config).unwrap();
-        let ca = directory.path().join("ca.pem");
-        let address = origin.address;
-        let upstream = format!(
-            "ca = {ca:?}\n[addresses]\n\"api.openai.com\" = \"{address}\"\n\"docs.example\" = \"{address}\"\n"
-        );
-        fs::write(config.join("upstream.toml"), upstream).unwrap();
+        let addresses = NAMES.map(|name| (name.to_owned(), origin.address));
+        fs::write(config.join("upstream.toml"), upstream(directory.path(), &addresses)).unwrap();
         fs::create_dir(directory.path().join("work")).unwrap();
         fs::write(directory.path().join("work/ask.py"), PROGRAM).unwrap();
         Self { directory, origin }

@@ -34,7 +34,7 @@ pub struct Error {
 #[non_exhaustive]
 pub enum Fault {
     /// It is there, and cannot be read.
-    #[error("it cannot be read: {0}")]
+    #[error("{0}")]
     Unreadable(String),
     /// It is too long.
     #[error("the file is longer than {limit} bytes")]

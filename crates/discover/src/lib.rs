@@ -58,14 +58,14 @@ pub struct Discovery {
 /// # Errors
 /// Where the file is wrong, or cannot be read.
 pub fn known(file: Option<&Path>) -> Result<Discovery, Error> {
-    let now = || discover(&Surroundings::of_process());
-    let Some(path) = file else { return Ok(now()) };
+    let around = Surroundings::of_process();
+    let Some(path) = file.filter(|path| path.exists()) else { return Ok(discover(&around)) };
     let name = path.display().to_string();
-    match std::fs::read_to_string(path) {
+    let text = around.read(path).and_then(|text| text.ok_or_else(|| "it is no file".to_owned()));
+    match text {
         Ok(text) => Discovery::parse(&name, &text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(now()),
-        Err(error) => {
-            let fault = Fault::Unreadable(error.to_string());
+        Err(why) => {
+            let fault = Fault::Unreadable(why);
             Err(Error { source_name: name, line: 1, column: 1, fault })
         }
     }

@@ -433,7 +433,7 @@ impl Manager {
         caller: &Caller,
         workspace: &str,
         request: &CreateSandbox,
-        mounts: &[Mounted],
+        mounts: &Result<Vec<Mounted>, Error>,
     ) -> Result<BTreeMap<String, SandboxCredential>, Error> {
         let names = services_of(request)?;
         if request.network_mode() == NetworkMode::Offline {
@@ -447,7 +447,6 @@ impl Manager {
             };
         }
         let who = crate::rules::subject(caller, workspace);
-        let mounts = mounts.iter().map(Mounted::request).collect();
         let question = self.question(who, request, mounts, self.count_of(workspace))?;
         if !self.policy.load().decide(&policy::Request::Create(question)).allowed {
             return Ok(BTreeMap::new());

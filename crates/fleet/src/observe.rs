@@ -161,15 +161,9 @@ impl Manager {
         let mut unseen = None;
         let request = match check.request {
             PolicyRequest::Create(create) => {
-                let mounts = match crate::sandboxes::resolve(create.mounts.clone()).await {
-                    Ok(mounts) => mounts.iter().map(Mounted::request).collect(),
-                    Err(cannot) => {
-                        unseen = Some(cannot);
-                        create.mounts.iter().map(Mounted::unseen).collect()
-                    }
-                };
+                let mounts = crate::sandboxes::resolve(create.mounts.clone()).await;
                 let sandboxes = self.count_of(&home);
-                Request::Create(self.question(who, &create, mounts, sandboxes)?)
+                Request::Create(self.question(who, &create, &mounts, sandboxes)?)
             }
             PolicyRequest::Exec(exec) => rules::exec_in(who, &[], &exec),
             PolicyRequest::Mount(mount) => {

@@ -193,7 +193,7 @@ impl Manager {
         &self,
         who: Subject,
         request: &CreateSandbox,
-        mounts: Vec<policy::Mount>,
+        mounts: &Result<Vec<Mounted>, Error>,
         sandboxes: u64,
     ) -> Result<policy::Create, Error> {
         let named = match &request.engine {
@@ -208,13 +208,20 @@ impl Manager {
             Some(api::Isolation::Process) => HOST_IMAGE,
             _ => DEFAULT_IMAGE,
         };
-        let mut unseen = None;
+        // What cannot be looked at is judged as it is written: who may not have it is not told whether
+        // it is there.
+        let mut unseen = mounts.as_ref().err().cloned();
+        let mounts = match mounts {
+            Ok(mounts) => mounts.iter().map(Mounted::request).collect(),
+            Err(_) => request.mounts.iter().map(Mounted::unseen).collect(),
+        };
         let image = match &request.image {
             // A path is what it leads to, for the rules and for the engine.
             Some(path) if path.starts_with('/') => match HostPath::resolve(Path::new(path)) {
                 Ok(image) => image.real().to_owned(),
                 Err(error) => {
-                    unseen = Some(Problem::invalid("image", error.to_string()));
+                    unseen
+                        .get_or_insert_with(|| Problem::invalid("image", error.to_string()).into());
                     folded(Path::new(path)).to_string_lossy().into_owned()
                 }
             },
@@ -236,11 +243,10 @@ impl Manager {
             sandboxes,
         };
         match unseen {
-            // Who may not have it is not told whether it is there.
-            Some(problem)
+            Some(error)
                 if self.policy.load().decide(&Request::Create(question.clone())).allowed =>
             {
-                Err(problem.into())
+                Err(error)
             }
             _ => Ok(question),
         }

@@ -103,11 +103,10 @@ impl Manager {
         for operation in [Operation::SandboxCreate, Operation::Exec] {
             self.authorise(caller, operation, Some(&workspace), by).await?;
         }
-        let mounts = crate::sandboxes::resolve(create.mounts.clone()).await?;
+        let mounts = crate::sandboxes::resolve(create.mounts.clone()).await;
         let who = rules::subject(caller, &workspace);
         let sandboxes = self.count_of(&workspace);
-        let requests = mounts.iter().map(crate::mount::Mounted::request).collect();
-        let question = self.question(who.clone(), &create, requests, sandboxes)?;
+        let question = self.question(who.clone(), &create, &mounts, sandboxes)?;
         let policy = self.policy.load();
         let decision = policy.decide(&policy::Request::Create(question.clone()));
         let entry = self.entry(caller, Operation::SandboxCreate, by);
@@ -172,7 +171,7 @@ impl Manager {
             .decided(&reference, AuditDecision::Allowed, "accepted")
             .with_detail("process", process.process.clone());
         self.run_arrived(&seat, &sandbox, process.clone(), entry.clone()).await?;
-        let mounts = rules::with_masks(mounts, &decision).into_iter().map(RunMount::new).collect();
+        let mounts = rules::with_masks(mounts?, &decision).into_iter().map(RunMount::new).collect();
         Ok(Run { manager: self.arc(), seat, sandbox, mounts, process, entry, begun, expected })
     }
 

@@ -96,21 +96,7 @@ impl Manager {
             Error::Busy { reason, retry_after: self.config.retry_after }
         };
         let who = rules::subject(caller, &workspace);
-        let mounts = match resolve(request.mounts.clone()).await {
-            Ok(mounts) => mounts,
-            Err(error) => {
-                // Who may not have a path is not told whether it is there.
-                let unseen = request.mounts.iter().map(Mounted::unseen).collect();
-                let sandboxes = self.count_of(&workspace);
-                let question = self.question(who, &request, unseen, sandboxes)?;
-                let decision = self.policy.load().decide(&policy::Request::Create(question));
-                if decision.allowed {
-                    return Err(error);
-                }
-                let entry = self.entry(caller, Operation::SandboxCreate, by);
-                return Err(self.deny(entry, &workspace, None, &decision).await?);
-            }
-        };
+        let mounts = resolve(request.mounts.clone()).await;
         let id = supervisor::generate_id()?;
         let credentials = self.settle(caller, &workspace, &request, &mounts).await?;
         // One at a time, so that two do not share the last place.
@@ -124,8 +110,7 @@ impl Manager {
             return Err(full("there are as many sandboxes as this host may have"));
         }
         let sandboxes = self.count_of(&workspace);
-        let requests = mounts.iter().map(Mounted::request).collect();
-        let question = self.question(who, &request, requests, sandboxes)?;
+        let question = self.question(who, &request, &mounts, sandboxes)?;
         let entry = self.entry(caller, Operation::SandboxCreate, by);
         let decision = self.policy.load().decide(&policy::Request::Create(question.clone()));
         if !decision.allowed {
@@ -146,7 +131,7 @@ impl Manager {
         batch.insert(row.clone(), key.map(|key| (caller.actor(), key.to_owned())));
         let seat = Arc::new(Seat::new(row));
         *lock(&seat.env) = request.env;
-        *lock(&seat.mounts) = Some(rules::with_masks(mounts, &decision));
+        *lock(&seat.mounts) = Some(rules::with_masks(mounts?, &decision));
         *lock(&seat.ticket) = Some(ticket);
         // It counts from here on, so that the next can be decided while this one is written down.
         self.sit(&seat);

@@ -192,10 +192,8 @@ async fn transmit<W: AsyncWrite + Unpin>(
             }
             break;
         }
-        // Arguments and variables went through here; the next frames may be a while. Filled at once and
-        // not byte by byte, since so did all that streams carry.
-        out.fill(0);
-        zeroize::optimization_barrier(out.as_slice());
+        // Arguments and variables went through here; the next frames may be a while.
+        wire::text::wipe(&mut out);
         out.clear();
     }
     receiver.abort();

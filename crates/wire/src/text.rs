@@ -75,6 +75,12 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
+/// Wipes what passed through a buffer: at once and not byte by byte, since all that streams carry does.
+pub fn wipe(bytes: &mut [u8]) {
+    bytes.fill(0);
+    zeroize::optimization_barrier(bytes);
+}
+
 /// A value that must not outlive its use: wiped on drop, absent from `Debug`.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(Zeroizing<Vec<u8>>);
