@@ -166,7 +166,44 @@ fn check_network(
     Ok(())
 }
 
-/// A directory or file of the host that is copied in when the sandbox is made.
+/// How a directory of the host is in a sandbox.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum MountMode {
+    /// As a copy. Nothing comes back by itself.
+    #[default]
+    Copy,
+    /// As a copy whose changes can be looked at, and applied to the host's directory or discarded.
+    Review,
+    /// As it is: both sides see what the other changes, at once.
+    Live,
+}
+
+impl MountMode {
+    /// As it is spelled in requests.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Review => "review",
+            Self::Live => "live",
+        }
+    }
+}
+
+/// A directory or file of the host that is given to the sandbox when it is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, remote = "Self")]
 pub struct Mount {
@@ -179,6 +216,9 @@ pub struct Mount {
     /// Tasks can read it and no more.
     #[serde(default)]
     pub read_only: bool,
+    /// How it is given.
+    #[serde(default)]
+    pub mode: MountMode,
 }
 
 impl Validate for Mount {

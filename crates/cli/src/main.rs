@@ -17,6 +17,7 @@ mod filter;
 mod hygiene;
 mod input;
 mod keyfile;
+mod mount;
 mod network;
 mod output;
 mod progress;

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use api::Mount;
+use api::{Mount, MountMode};
 use supervisor::wire::op::{Mkdir, Write, WriteAt};
 use supervisor::wire::text::Text;
 use supervisor::{CopyIn, Guest, Hidden, Sandbox};
@@ -30,6 +30,10 @@ pub(crate) struct Mounted {
 impl Mounted {
     /// Resolves what was asked for, which policy is to decide about.
     pub(crate) fn resolve(asked: &Mount, field: &str) -> Result<Self, Error> {
+        if asked.mode == MountMode::Live {
+            let words = "no directory can be given live yet; give it to be copied, or reviewed";
+            return Err(api::Problem::invalid(field, words).into());
+        }
         let host = HostPath::resolve(Path::new(&asked.host_path))
             .map_err(|error| api::Problem::invalid(field, error.to_string()))?;
         Ok(Self { asked: asked.clone(), host, masks: None })

@@ -276,6 +276,7 @@ impl Run {
             host_path: mount.host.real().into(),
             guest_path: guest_path.trim_end_matches('/').into(),
             read_only,
+            mode: api::MountMode::Copy,
         };
         copy_file(&mount.host, &asked, self.sandbox.guest()).await
     }

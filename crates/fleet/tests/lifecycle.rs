@@ -256,6 +256,7 @@ async fn one_file_that_policy_hides_is_not_mounted_by_its_own_name_either() {
             host_path: path.to_str().unwrap().into(),
             guest_path: "/data/note".into(),
             read_only: true,
+            mode: api::MountMode::Copy,
         };
         let create = api::CreateSandbox { mounts: vec![mount], ..request() };
         let error = manager.create(&root(), create, &by()).await.unwrap_err();

@@ -36,6 +36,7 @@ async fn files_go_in_and_out_and_a_sandbox_outlives_the_fleet_that_made_it() {
         host_path: place.directory.path().join(host).to_str().unwrap().to_owned(),
         guest_path: guest.to_owned(),
         read_only,
+        mode: api::MountMode::Copy,
     };
     let create = CreateSandbox {
         name: Some("box".into()),

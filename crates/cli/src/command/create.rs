@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use client::api::{CreateSandbox, Isolation, Mount, Sandbox, WhenIdle, WhenTimedOut};
+use client::api::{CreateSandbox, Isolation, Sandbox, WhenIdle, WhenTimedOut};
 
 use super::Context;
 use crate::connection;
 use crate::env::EnvArgs;
 use crate::failure::Failure;
+use crate::mount::Mount;
 use crate::network::NetworkArgs;
 use crate::{filter, units};
 
@@ -70,7 +71,7 @@ pub(crate) struct SpecArgs {
     min_isolation: Option<Isolation>,
 
     /// Copy a file or directory of the server's host to an absolute path in the sandbox
-    #[arg(long, value_name = "HOST:GUEST[:ro]")]
+    #[arg(long, value_name = "HOST:GUEST[:review][:ro]")]
     mount: Vec<OsString>,
 
     /// Its time to live: 30 (seconds), 90s, 5m, 2h [default: none]
@@ -118,7 +119,11 @@ enum End {
 impl SpecArgs {
     /// The request. Paths of the host are made absolute: the server has a directory of its own.
     pub(crate) fn request(self, wait: bool) -> Result<CreateSandbox, Failure> {
-        let mounts = self.mount.iter().map(mount).collect::<Result<_, _>>()?;
+        let mounts = self
+            .mount
+            .iter()
+            .map(|text| Mount::parse(text)?.request())
+            .collect::<Result<_, _>>()?;
         let labels = self.label.iter().map(|label| {
             let (key, value) = label
                 .split_once('=')
@@ -165,12 +170,6 @@ impl SpecArgs {
         };
         Ok(self.network.fill(request))
     }
-}
-
-/// `HOST:GUEST[:ro]`, as the API has it.
-pub(crate) fn mount(text: &OsString) -> Result<Mount, Failure> {
-    let super::run::Mount { host, guest, read_only } = super::run::parse_mount(text)?;
-    Ok(Mount { host_path: absolute(&host)?, guest_path: guest, read_only })
 }
 
 pub(crate) fn absolute(path: &Path) -> Result<String, Failure> {

@@ -19,6 +19,7 @@ use crate::coding_agent::{self, Asked};
 use crate::embedded;
 use crate::exit;
 use crate::failure::{Failure, Kind};
+use crate::mount::{Mode, Mount, WORKSPACE};
 use crate::network::NetworkArgs;
 use crate::progress::{Line, Verbosity};
 use crate::report::{Exit, Report, Timings, milliseconds};
@@ -27,8 +28,6 @@ use crate::signals::Signals;
 use crate::task::{Task, TaskArgs, Words};
 use crate::units;
 
-/// Where `-w` copies to and results come from.
-const WORKSPACE: &str = "/workspace";
 /// Memory when nothing is said.
 const MEMORY_MB: u32 = 1024;
 /// More would hide the command's own output.
@@ -122,11 +121,13 @@ struct MachineArgs {
 #[command(next_help_heading = "Files")]
 struct FileArgs {
     /// Copy this directory to /workspace, where the command starts
-    #[arg(short, long, value_name = "DIR")]
-    workspace: Option<PathBuf>,
+    ///
+    /// Further ones go to /workspaces/NAME. With :ro behind it, it can only be read.
+    #[arg(short, long, value_name = "DIR[:ro]")]
+    workspace: Vec<OsString>,
 
     /// Copy a file or directory to an absolute path in the sandbox
-    #[arg(long, value_name = "HOST:GUEST[:ro]")]
+    #[arg(long, value_name = "HOST:GUEST[:review][:ro]")]
     mount: Vec<OsString>,
 
     /// Leave out what .gitignore files name when copying in
@@ -151,64 +152,41 @@ struct FileArgs {
     leave_out_links: bool,
 }
 
-/// One `--mount`.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Mount {
-    pub(super) host: PathBuf,
-    pub(super) guest: String,
-    pub(super) read_only: bool,
-}
-
 /// The files to copy, known to be there.
 #[derive(Debug)]
 struct Files {
-    workspace: Option<PathBuf>,
+    /// Those of `-w` first.
     mounts: Vec<Mount>,
     gitignore: bool,
-    out: Option<(PathBuf, CopyOut)>,
+    out: Option<PathBuf>,
+    sync_back: bool,
+    leave_out_links: bool,
 }
 
 impl Files {
     /// What of the host goes in, as policy is asked about it, in the order in which it is copied.
     fn mounts(&self) -> Result<Vec<client::api::Mount>, Failure> {
-        let workspace = self.workspace.iter().map(|host| (host, WORKSPACE, false));
-        let mounts = self.mounts.iter().map(|one| (&one.host, one.guest.as_str(), one.read_only));
-        let mount = |(host, guest, read_only): (&PathBuf, &str, bool)| {
-            Ok(client::api::Mount {
-                host_path: super::create::absolute(host)?,
-                guest_path: guest.to_owned(),
-                read_only,
-            })
-        };
-        workspace.chain(mounts).map(mount).collect()
+        self.mounts.iter().map(Mount::request).collect()
     }
 }
 
 impl FileArgs {
     /// Looks at every path before anything is started for it.
     fn check(self) -> Result<Files, Failure> {
-        if let Some(workspace) = &self.workspace {
-            fs::read_dir(workspace).map_err(|error| {
-                Failure::usage(format!("cannot read the workspace {workspace:?}")).because(&error)
-            })?;
-        }
-        let mounts = self.mount.iter().map(parse_mount).collect::<Result<Vec<_>, _>>()?;
-        for Mount { host, .. } in &mounts {
-            fs::symlink_metadata(host).map_err(|error| {
+        let mut mounts = Mount::workspaces(&self.workspace)?;
+        for text in &self.mount {
+            let mount = Mount::parse(text)?;
+            fs::symlink_metadata(&mount.host).map_err(|error| {
+                let host = &mount.host;
                 Failure::usage(format!("cannot read {host:?}, which --mount names")).because(&error)
             })?;
+            mounts.push(mount);
         }
-        let out = match (self.out, &self.workspace) {
-            (Some(out), _) => {
-                check_out(&out)?;
-                Some((out, false))
-            }
-            (None, Some(workspace)) if self.sync_back => Some((workspace.clone(), true)),
-            (None, _) => None,
-        };
-        let leave_out_links = self.leave_out_links;
-        let out = out.map(|(path, back)| (path, CopyOut { back, leave_out_links }));
-        Ok(Files { workspace: self.workspace, mounts, gitignore: self.gitignore, out })
+        if let Some(out) = &self.out {
+            check_out(out)?;
+        }
+        let Self { gitignore, out, sync_back, leave_out_links, .. } = self;
+        Ok(Files { mounts, gitignore, out, sync_back, leave_out_links })
     }
 }
 
@@ -224,24 +202,6 @@ fn check_out(out: &Path) -> Result<(), Failure> {
             Err(Failure::usage(format!("cannot bring results out to {out:?}")).because(&error))
         }
     }
-}
-
-/// `HOST:GUEST[:ro]`. A colon may be in HOST, since GUEST begins with a slash.
-pub(super) fn parse_mount(text: &OsString) -> Result<Mount, Failure> {
-    let bad = || {
-        Failure::usage(format!("--mount {text:?} is not HOST:GUEST or HOST:GUEST:ro"))
-            .help("GUEST is an absolute path in the sandbox, such as /data")
-    };
-    let text = text.to_str().ok_or_else(bad)?;
-    let (rest, read_only) = match text.strip_suffix(":ro") {
-        Some(rest) => (rest, true),
-        None => (text.strip_suffix(":rw").unwrap_or(text), false),
-    };
-    let (host, guest) = rest.rsplit_once(":/").ok_or_else(bad)?;
-    if host.is_empty() || guest.is_empty() {
-        return Err(bad());
-    }
-    Ok(Mount { host: host.into(), guest: format!("/{guest}"), read_only })
 }
 
 impl RunArgs {
@@ -290,8 +250,8 @@ impl RunArgs {
         let is_brought = asked.is_brought(self.machine.image.is_some())?;
         let mut line = Line::new(context.verbosity);
         self.network.add_profile(asked.agent.profile);
-        if self.files.workspace.is_none() {
-            self.files.workspace = Some(".".into());
+        if self.files.workspace.is_empty() {
+            self.files.workspace = vec![".".into()];
             self.files.sync_back = self.files.out.is_none();
             let after = match &self.files.out {
                 None => "what it changes is taken over when it ends".to_owned(),
@@ -358,7 +318,8 @@ async fn run(
             coding_agent::install(&asked, &request.sandbox, &manager, &mut line, &mut signals);
         match installing.await {
             Ok(host) => {
-                files.mounts.push(Mount { host, guest: asked.place(), read_only: true });
+                let mode = Mode::Api(client::api::MountMode::Copy);
+                files.mounts.push(Mount { host, guest: asked.place(), mode, read_only: true });
                 request.sandbox.mounts = files.mounts()?;
             }
             Err(failure) => {
@@ -550,20 +511,18 @@ async fn in_sandbox(
 
 /// Copies what policy has decided about, by the very descriptors that it decided about.
 async fn copy_in(run: &Run, files: &Files, line: &mut Line) -> Result<(), Failure> {
-    let for_sync_back = matches!(files.out, Some((_, CopyOut { back: true, .. })));
-    let options = CopyIn { gitignore: files.gitignore, ..CopyIn::default() };
     let mut sources = run.mounts().iter();
-    let mut source = |host: &Path| {
-        let source = sources.next();
-        source.ok_or_else(|| Failure::failed(format!("{host:?} was not decided about")))
-    };
-    if let Some(workspace) = &files.workspace {
-        let options = CopyIn { for_sync_back, ..options };
-        copy_one(run, workspace, source(workspace)?, WORKSPACE, options, line).await?;
-    }
-    for Mount { host, guest, read_only } in &files.mounts {
-        let options = CopyIn { read_only: *read_only, ..options };
-        copy_one(run, host, source(host)?, guest, options, line).await?;
+    for mount in &files.mounts {
+        let Mount { host, guest, read_only, .. } = mount;
+        let source = sources
+            .next()
+            .ok_or_else(|| Failure::failed(format!("{host:?} was not decided about")))?;
+        let options = CopyIn {
+            gitignore: files.gitignore,
+            read_only: *read_only,
+            for_sync_back: files.sync_back && mount.is_reviewed(),
+        };
+        copy_one(run, host, source, guest, options, line).await?;
     }
     Ok(())
 }
@@ -598,9 +557,18 @@ async fn copy_one(
 }
 
 async fn copy_out(sandbox: &Sandbox, files: &Files, line: &mut Line) -> Result<(), Failure> {
-    if let Some((directory, options)) = &files.out {
-        let copied = sandbox.copy_out(WORKSPACE, directory, *options, line).await;
+    let leave_out_links = files.leave_out_links;
+    if let Some(directory) = &files.out {
+        let options = CopyOut { back: false, leave_out_links };
+        let copied = sandbox.copy_out(WORKSPACE, directory, options, line).await;
         tell_held_back(line, &copied.map_err(|error| super::supervisor_failure(&error))?);
+    }
+    if files.sync_back {
+        let options = CopyOut { back: true, leave_out_links };
+        for Mount { host, guest, .. } in files.mounts.iter().filter(|mount| mount.is_reviewed()) {
+            let copied = sandbox.copy_out(guest, host, options, line).await;
+            tell_held_back(line, &copied.map_err(|error| super::supervisor_failure(&error))?);
+        }
     }
     Ok(())
 }
@@ -612,30 +580,5 @@ fn tell_held_back(line: &mut Line, summary: &CopySummary) {
     let more = summary.held_back.len().saturating_sub(MAX_HELD_BACK);
     if more > 0 {
         line.notice(&format!("not copied: {more} more"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mount(text: &str) -> Option<(String, String, bool)> {
-        let mount = parse_mount(&text.into()).ok()?;
-        Some((mount.host.into_os_string().into_string().ok()?, mount.guest, mount.read_only))
-    }
-
-    #[test]
-    fn a_mount_names_a_host_and_a_guest_path() {
-        let expected = |host: &str, guest: &str, ro| Some((host.into(), guest.into(), ro));
-        assert_eq!(mount("data:/data"), expected("data", "/data", false));
-        assert_eq!(mount("/a:b:/c:ro"), expected("/a:b", "/c", true));
-        assert_eq!(mount("a:/b:rw"), expected("a", "/b", false));
-    }
-
-    #[test]
-    fn a_mount_without_an_absolute_guest_path_is_refused() {
-        for text in ["", "data", "data:", ":/data", "data:relative", "data:/"] {
-            assert_eq!(mount(text), None, "{text}");
-        }
     }
 }

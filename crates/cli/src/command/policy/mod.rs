@@ -17,9 +17,10 @@ mod registries;
 
 use network::AboutNetwork;
 
-use super::create::{self, SpecArgs};
+use super::create::SpecArgs;
 use crate::connection;
 use crate::failure::Failure;
+use crate::mount::Mount;
 use crate::task::TaskArgs;
 use crate::{filter, remote};
 
@@ -311,7 +312,7 @@ fn request(about: About) -> Result<PolicyRequest, Failure> {
             let task = task.prepare("p1".into())?;
             PolicyRequest::Exec(Box::new(remote::exec(task.exec)?))
         }
-        About::Mount { mount } => PolicyRequest::Mount(create::mount(&mount)?),
+        About::Mount { mount } => PolicyRequest::Mount(Mount::parse(&mount)?.request()?),
         About::Network(AboutNetwork { asked, sandbox, url: Some(url), .. }) => {
             PolicyRequest::Reach(Box::new(ReachRequest {
                 method: asked,

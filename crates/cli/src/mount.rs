@@ -1,0 +1,232 @@
+//! What of the host a sandbox is given, as it is written: `-w` and `--mount`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use client::api::MountMode;
+
+use crate::command::create::absolute;
+use crate::failure::Failure;
+
+/// Where the first `-w` is in the sandbox.
+pub(crate) const WORKSPACE: &str = "/workspace";
+/// Where those behind it are, each by its own name.
+const FURTHER: &str = "/workspaces";
+
+/// How a directory or file is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// As the API has it.
+    Api(MountMode),
+    /// As a git clone of its own.
+    Clone,
+}
+
+/// One directory or file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    pub(crate) host: PathBuf,
+    pub(crate) guest: String,
+    pub(crate) mode: Mode,
+    pub(crate) read_only: bool,
+}
+
+impl Mount {
+    /// `HOST:GUEST[:MODE][:ro]`. A colon may be in HOST, since GUEST begins with a slash.
+    pub(crate) fn parse(text: &OsStr) -> Result<Self, Failure> {
+        let bad = || {
+            Failure::usage(format!("--mount {text:?} is not HOST:GUEST or HOST:GUEST:ro")).help(
+                "GUEST is an absolute path in the sandbox, such as /data; :review, :live or :clone \
+                 may stand before :ro",
+            )
+        };
+        let text = text.to_str().ok_or_else(bad)?;
+        let (rest, read_only) = match text.strip_suffix(":ro") {
+            Some(rest) => (rest, true),
+            None => (text.strip_suffix(":rw").unwrap_or(text), false),
+        };
+        let (rest, mode) = mode_of(rest.as_bytes());
+        let rest = std::str::from_utf8(rest).map_err(|_| bad())?;
+        let (host, guest) = rest.rsplit_once(":/").ok_or_else(bad)?;
+        if host.is_empty() || guest.is_empty() {
+            return Err(bad());
+        }
+        let mode = mode.unwrap_or(Mode::Api(MountMode::Copy));
+        Ok(Self { host: host.into(), guest: format!("/{guest}"), mode, read_only })
+    }
+
+    /// What `-w` names, each `DIR[:MODE][:ro]`. A directory of which this is the whole name comes
+    /// before one with a mode behind it.
+    pub(crate) fn workspaces(texts: &[OsString]) -> Result<Vec<Self>, Failure> {
+        let mut mounts: Vec<Self> = Vec::with_capacity(texts.len());
+        for text in texts {
+            let (host, mode, read_only) = workspace(text);
+            fs::read_dir(&host).map_err(|error| {
+                Failure::usage(format!("cannot read the workspace {host:?}")).because(&error)
+            })?;
+            let guest = match mounts.is_empty() {
+                true => WORKSPACE.to_owned(),
+                false => further(&host)?,
+            };
+            if mounts.iter().any(|mount| mount.guest == guest) {
+                return Err(Failure::usage(format!("two workspaces would be {guest}")).help(
+                    format!(
+                        "give one of them a place of its own: --mount {}:/PLACE:review",
+                        host.display()
+                    ),
+                ));
+            }
+            mounts.push(Self { host, guest, mode, read_only });
+        }
+        Ok(mounts)
+    }
+
+    /// As the API has it; what it has not is refused.
+    pub(crate) fn request(&self) -> Result<client::api::Mount, Failure> {
+        let mode = match self.mode {
+            Mode::Api(mode) => mode,
+            Mode::Clone => {
+                return Err(Failure::usage(format!("{:?}: :clone is not there yet", self.host))
+                    .help("without it the directory is copied, and its changes are reviewed"));
+            }
+        };
+        Ok(client::api::Mount {
+            host_path: absolute(&self.host)?,
+            guest_path: self.guest.clone(),
+            read_only: self.read_only,
+            mode,
+        })
+    }
+
+    /// Whether what the guest changes is to be reviewed.
+    pub(crate) fn is_reviewed(&self) -> bool {
+        self.mode == Mode::Api(MountMode::Review) && !self.read_only
+    }
+}
+
+/// Where a further workspace is in the sandbox.
+fn further(host: &Path) -> Result<String, Failure> {
+    let real = fs::canonicalize(host);
+    let name = real.as_deref().ok().and_then(Path::file_name).and_then(OsStr::to_str);
+    match name {
+        Some(name) => Ok(format!("{FURTHER}/{name}")),
+        None => Err(Failure::usage(format!("the workspace {host:?} has no name to be found by"))
+            .help("give it a place: --mount DIR:/PLACE:review")),
+    }
+}
+
+/// A mode at the end, and what stands before it.
+fn mode_of(text: &[u8]) -> (&[u8], Option<Mode>) {
+    for (suffix, mode) in [
+        (":review", Mode::Api(MountMode::Review)),
+        (":live", Mode::Api(MountMode::Live)),
+        (":copy", Mode::Api(MountMode::Copy)),
+        (":clone", Mode::Clone),
+    ] {
+        if let Some(rest) = text.strip_suffix(suffix.as_bytes()) {
+            return (rest, Some(mode));
+        }
+    }
+    (text, None)
+}
+
+fn workspace(text: &OsStr) -> (PathBuf, Mode, bool) {
+    let review = Mode::Api(MountMode::Review);
+    if Path::new(text).exists() {
+        return (text.into(), review, false);
+    }
+    let bytes = text.as_bytes();
+    let (rest, read_only) = match bytes.strip_suffix(b":ro") {
+        Some(rest) => (rest, true),
+        None => (bytes, false),
+    };
+    if read_only && Path::new(OsStr::from_bytes(rest)).exists() {
+        return (OsStr::from_bytes(rest).into(), review, true);
+    }
+    match mode_of(rest) {
+        ([], _) => (text.into(), review, false),
+        (host, mode) => (OsStr::from_bytes(host).into(), mode.unwrap_or(review), read_only),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(text: &str) -> Option<(String, String, Mode, bool)> {
+        let mount = Mount::parse(OsStr::new(text)).ok()?;
+        let host = mount.host.into_os_string().into_string().ok()?;
+        Some((host, mount.guest, mount.mode, mount.read_only))
+    }
+
+    #[test]
+    fn a_mount_names_a_host_and_a_guest_path() {
+        let copy = Mode::Api(MountMode::Copy);
+        let live = Mode::Api(MountMode::Live);
+        let expected =
+            |host: &str, guest: &str, mode, ro| Some((host.into(), guest.into(), mode, ro));
+        assert_eq!(mount("data:/data"), expected("data", "/data", copy, false));
+        assert_eq!(mount("/a:b:/c:ro"), expected("/a:b", "/c", copy, true));
+        assert_eq!(mount("a:/b:rw"), expected("a", "/b", copy, false));
+        assert_eq!(mount("a:/b:live"), expected("a", "/b", live, false));
+        assert_eq!(mount("a:/b:live:ro"), expected("a", "/b", live, true));
+        assert_eq!(mount("a:live:/b"), expected("a:live", "/b", copy, false));
+        assert_eq!(mount("a:/b:clone"), expected("a", "/b", Mode::Clone, false));
+    }
+
+    #[test]
+    fn a_mount_without_an_absolute_guest_path_is_refused() {
+        for text in ["", "data", "data:", ":/data", "data:relative", "data:/", "data:live"] {
+            assert_eq!(mount(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_workspace_is_reviewed_unless_it_says_otherwise() {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join("src")).unwrap();
+        let at = place.path().to_str().unwrap();
+        let review = Mode::Api(MountMode::Review);
+        for (suffix, mode, read_only) in [
+            ("", review, false),
+            (":ro", review, true),
+            (":review", review, false),
+            (":live", Mode::Api(MountMode::Live), false),
+            (":live:ro", Mode::Api(MountMode::Live), true),
+            (":clone", Mode::Clone, false),
+        ] {
+            let found = workspace(OsStr::new(&format!("{at}/src{suffix}")));
+            assert_eq!(found, (format!("{at}/src").into(), mode, read_only), "{suffix}");
+        }
+    }
+
+    #[test]
+    fn a_directory_of_that_very_name_comes_first() {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["src", "src:live", "src:ro"] {
+            fs::create_dir(place.path().join(name)).unwrap();
+        }
+        let at = place.path().to_str().unwrap();
+        let host = |suffix: &str| workspace(OsStr::new(&format!("{at}/src{suffix}")));
+        let review = Mode::Api(MountMode::Review);
+        assert_eq!(host(":live"), (format!("{at}/src:live").into(), review, false));
+        assert_eq!(host(":live:ro"), (format!("{at}/src:live").into(), review, true));
+        assert_eq!(host(":live:live").1, Mode::Api(MountMode::Live));
+        assert_eq!(host(":ro"), (format!("{at}/src:ro").into(), review, false));
+    }
+
+    #[test]
+    fn further_workspaces_have_places_of_their_own() {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c/b"] {
+            fs::create_dir_all(place.path().join(name)).unwrap();
+        }
+        let text = |name: &str| place.path().join(name).into_os_string();
+        let two = Mount::workspaces(&[text("a"), text("b")]).unwrap();
+        let guests: Vec<_> = two.iter().map(|mount| mount.guest.as_str()).collect();
+        assert_eq!(guests, ["/workspace", "/workspaces/b"]);
+        assert!(Mount::workspaces(&[text("a"), text("b"), text("c/b")]).is_err());
+    }
+}
