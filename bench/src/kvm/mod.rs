@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use engine::{Carrier, Machine};
 use image::boot::{self, BootAssets, Kernel};
-use image::{ImageRef, RootImage, Store};
+use image::{ImageRef, Layer, Store};
 use link::Guest;
 use rustix::time::{ClockId, clock_gettime};
 use wire::op::Info;
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What a monitor is given.
 struct Order {
     assets: BootAssets,
-    root: RootImage,
+    root: Layer,
     /// For the kernel's command line: the agent's part.
     agent: [String; 2],
 }
@@ -146,7 +146,8 @@ pub(crate) fn boot() -> Outcome {
 
 async fn run(store: &Store, monitor: Monitor, tracing: Tracing) -> Outcome<Boot> {
     let assets = boot::assets(store, &Kernel::Ours, &mut |_| {})?;
-    let root = store.resolve(&ImageRef::default(), &mut |_| {})?;
+    let image = store.resolve(&ImageRef::default(), &mut |_| {})?;
+    let root = image.layers.into_iter().next().ok_or("an image without layers")?;
     let key = link::generate_key()?;
     let agent = [
         format!("sandforge.id={SANDBOX}"),

@@ -4,6 +4,7 @@ use crate::digest::{self, Digesting};
 use crate::erofs::{Limits, Summary, SuperblockError, WriteError, Writer};
 use crate::mmdebstrap::{self, Package};
 use crate::progress::{Progress, Stage};
+use crate::reference::{Reference, is_digest};
 use crate::store::{self, RootFs};
 use crate::tar::{Reader, TarError, TarPath};
 use std::fs::File;
@@ -21,6 +22,8 @@ pub enum ImageRef {
     Name(String),
     /// A file: an EROFS or ext4 image, or a tar archive of a root.
     Path(PathBuf),
+    /// One of a registry, of which there may be a copy here.
+    Oci(Reference),
 }
 
 impl Default for ImageRef {
@@ -32,13 +35,17 @@ impl Default for ImageRef {
 impl FromStr for ImageRef {
     type Err = std::convert::Infallible;
 
-    /// With a slash, or a dot in front, it is a path.
+    /// With a slash or a dot in front it is a path. A word alone is a name of the store, and so
+    /// is a digest; what has a registry, a path, a tag or a digest is a reference.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(if text.contains('/') || text.starts_with('.') {
-            Self::Path(text.into())
-        } else {
-            Self::Name(text.to_owned())
-        })
+        if text.starts_with(['/', '.']) {
+            return Ok(Self::Path(text.into()));
+        }
+        if !text.contains(['/', ':', '@']) || is_digest(text) {
+            return Ok(Self::Name(text.to_owned()));
+        }
+        // No name of the store is like that, and the message says why it is no reference.
+        Ok(text.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Oci))
     }
 }
 
@@ -385,11 +392,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slash_or_a_dot_in_front_makes_a_path() {
+    fn a_slash_or_a_dot_in_front_makes_a_path_and_a_tag_a_reference() {
         let parse = |text: &str| text.parse::<ImageRef>().unwrap();
         assert_eq!(parse("base"), ImageRef::Name("base".to_owned()));
         assert_eq!(parse("root.tar"), ImageRef::Name("root.tar".to_owned()));
         assert_eq!(parse("./root.tar"), ImageRef::Path("./root.tar".into()));
         assert_eq!(parse("/x"), ImageRef::Path("/x".into()));
+        assert_eq!(parse("a/b"), ImageRef::Oci("docker.io/a/b:latest".parse().unwrap()));
+        assert_eq!(parse("python:3"), ImageRef::Oci("python:3".parse().unwrap()));
+        let digest = format!("sha256:{}", "a".repeat(64));
+        assert_eq!(parse(&digest), ImageRef::Name(digest.clone()));
+        assert_eq!(parse("no name:"), ImageRef::Name("no name:".to_owned()));
     }
 }

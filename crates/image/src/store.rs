@@ -3,9 +3,11 @@
 use crate::cache::{self, Area, CacheError, Lock};
 use crate::digest;
 use crate::erofs::{Limits, SUPERBLOCK_END, Summary, Superblock, SuperblockError, WriteError};
+use crate::layers::RootImage;
 use crate::mmdebstrap::{self, BootstrapError, Package};
 use crate::progress::{Progress, Stage};
 use crate::recipe::{self, Recipe, RecipeError};
+use crate::reference::Reference;
 use crate::source::{self, ImageRef, Source, SourceError};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -67,6 +69,12 @@ pub enum ImageError {
     /// There is no such recipe.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// No copy of it is here.
+    #[error(
+        "there is no copy of the image {0} here; a file is written with a dot in front, as in \
+         ./root.tar"
+    )]
+    Absent(Reference),
     /// It could not be built.
     #[error("cannot build the image {name}: {source}")]
     Build {
@@ -104,21 +112,6 @@ impl RootFs {
             Self::Ext4 => "ext4",
         }
     }
-}
-
-/// An image that is ready to be attached.
-#[derive(Debug)]
-pub struct RootImage {
-    /// Open for reading. Whoever gets it needs no path, so no one can put another file there.
-    pub file: File,
-    /// What is in it.
-    pub fs: RootFs,
-    /// SHA-256 of an image of the store; a file of the user's is not digested at each start.
-    pub digest: Option<String>,
-    /// Its name in the store, or the path given.
-    pub name: String,
-    /// Its length in bytes.
-    pub size: u64,
 }
 
 /// What is known about an image of the store, beside it in `manifest.json`.
@@ -201,7 +194,7 @@ impl Store {
             ImageRef::Path(path) => match Source::open(path)? {
                 Source::Image { file, fs, size } => {
                     let name = path.display().to_string();
-                    Ok(RootImage { file, fs, digest: None, name, size })
+                    Ok(RootImage::of_one(file, fs, None, name, size))
                 }
                 Source::Archive(archive) => self.convert(&archive, progress),
             },
@@ -220,6 +213,7 @@ impl Store {
                 let (key, _) = self.one(name)?;
                 Ok(self.opened(&key)?.ok_or_else(|| self.unknown(name))?)
             }
+            ImageRef::Oci(reference) => Err(ImageError::Absent(reference.clone())),
         }
     }
 
@@ -276,8 +270,8 @@ impl Store {
         let total = Some(image.size);
         let path = self.images.path(&key).join(IMAGE);
         let read = |done| progress.step(Stage::Digest.at(done, total));
-        let (digest, _) =
-            digest::of_reader(&image.file, read).map_err(CacheError::of("read", &path))?;
+        let (digest, _) = digest::of_reader(&image.layers[0].file, read)
+            .map_err(CacheError::of("read", &path))?;
         if digest == manifest.digest {
             return Ok(());
         }
@@ -301,13 +295,13 @@ impl Store {
             return Err(corrupt(format!("it has {size} bytes, not {}", manifest.size)));
         }
         match superblock(&mut file).map_err(CacheError::of("read", &path))? {
-            Ok(superblock) if superblock.bytes == size => Ok(Some(RootImage {
+            Ok(superblock) if superblock.bytes == size => Ok(Some(RootImage::of_one(
                 file,
-                fs: RootFs::Erofs,
-                digest: Some(manifest.digest),
-                name: manifest.name,
+                RootFs::Erofs,
+                Some(manifest.digest),
+                manifest.name,
                 size,
-            })),
+            ))),
             Ok(_) => Err(corrupt("its first block gives another size".to_owned())),
             Err(e) => Err(corrupt(e.to_string())),
         }

@@ -78,7 +78,7 @@ fn an_archive_is_converted_once_and_then_found() {
             last = Some(step.stage);
         };
         let image = bench.store.resolve(&ImageRef::Path(tar.clone()), &mut count).unwrap();
-        assert_eq!((image.fs, image.name.as_str()), (RootFs::Erofs, "root.tar"));
+        assert_eq!((image.layers[0].fs, image.name.as_str()), (RootFs::Erofs, "root.tar"));
     }
     assert_eq!(conversions, 1);
 }
@@ -119,7 +119,7 @@ fn ext4_is_attached_as_it_is() {
     File::create(&path).unwrap().set_len(8 << 20).unwrap();
     run("mkfs.ext4", &["-q"], &path);
     let image = bench.resolve(&path).unwrap();
-    assert_eq!((image.fs, image.digest, image.size), (RootFs::Ext4, None, 8 << 20));
+    assert_eq!((image.layers[0].fs, image.digest, image.size), (RootFs::Ext4, None, 8 << 20));
     File::options().write(true).open(&path).unwrap().set_len(4 << 20).unwrap();
     refused(bench.resolve(&path), "cut short");
 }
@@ -147,7 +147,7 @@ fn an_image_of_mkfs_erofs_is_attached_as_it_is() {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         image
     };
-    assert_eq!(bench.resolve(&make(&[])).unwrap().fs, RootFs::Erofs);
+    assert_eq!(bench.resolve(&make(&[])).unwrap().layers[0].fs, RootFs::Erofs);
     refused(bench.resolve(&make(&["-zlz4"])), "compression");
 }
 
@@ -254,7 +254,7 @@ fn an_open_image_outlives_its_removal() {
     let mut image = bench.resolve(&bench.file("root.tar", &root_tar())).unwrap();
     bench.store.remove("root.tar").unwrap();
     let mut bytes = Vec::new();
-    image.file.read_to_end(&mut bytes).unwrap();
+    image.layers[0].file.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes.len() as u64, image.size);
 }
 

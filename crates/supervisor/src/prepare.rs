@@ -2,7 +2,7 @@
 
 use engine::{Guest, Isolation, RootDisk, System};
 use image::boot::{BootAssets, Kernel};
-use image::{ImageRef, RootImage, Store};
+use image::{ImageRef, Layer, RootImage, Store};
 
 use crate::{Error, Observer, Phase, SandboxSpec, Step};
 
@@ -84,10 +84,12 @@ async fn guest(
     let (root, assets): (RootImage, BootAssets) =
         work.await.map_err(|error| Error::Internal(error.to_string()))??;
     let BootAssets { kernel, initramfs, .. } = assets;
+    let [layer] = <[Layer; 1]>::try_from(root.layers)
+        .map_err(|_| Error::Internal(format!("{} has several layers", root.name)))?;
     let system = System::Guest(Guest {
         kernel,
         initramfs,
-        root: RootDisk { file: root.file, file_system: root.fs.as_str() },
+        root: RootDisk { file: layer.file, file_system: layer.fs.as_str() },
     });
     Ok(Prepared { system, image: root.name, cpus: spec.cpus.unwrap_or_else(default_cpus) })
 }

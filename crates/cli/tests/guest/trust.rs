@@ -105,11 +105,12 @@ fn system(engine: &str) -> System {
     }
     let store = image::Store::open_default().unwrap();
     let root = store.resolve(&image::ImageRef::Name("base".into()), &mut ()).unwrap();
+    let layer = root.layers.into_iter().next().unwrap();
     let assets = image::boot::assets(&store, &image::boot::Kernel::Ours, &mut ()).unwrap();
     System::Guest(Guest {
         kernel: assets.kernel,
         initramfs: assets.initramfs,
-        root: RootDisk { file: root.file, file_system: root.fs.as_str() },
+        root: RootDisk { file: layer.file, file_system: layer.fs.as_str() },
     })
 }
 
