@@ -2,7 +2,8 @@
 //!
 //! - [`pack`] sends a directory, or one file, and remembers in a [`Manifest`] what it sent.
 //! - [`unpack`] puts what a guest sends into a directory that is new or empty.
-//! - [`sync_back`] brings a guest's changes to the directory that was sent.
+//! - [`collect`] keeps what a guest changed as a [`ChangeSet`], which can be looked at, applied
+//!   to the directory that was sent, in parts too, or discarded; [`sync_back`] is both at once.
 //!
 //! What a guest sends is first received as a whole into a staging directory on the same file
 //! system, mode 0700, named `.sandforge-…`, and checked there. Only then is anything moved, and
@@ -10,6 +11,7 @@
 //! guest that dies half-way leave the host's files as they were.
 #![forbid(unsafe_code)]
 
+mod changes;
 mod links;
 mod manifest;
 mod moves;
@@ -21,6 +23,10 @@ mod sync;
 mod unpack;
 
 pub use archive::{Name, Passed};
+pub use changes::{
+    About, ApplyOptions, Body, ChangeSet, ChangesError, CollectOptions, Collected, Difference,
+    Ignored, Listed, PatternError, Selection, collect,
+};
 pub use links::{Below, MAX_STEPS, Resolution, Steps, resolve};
 pub use manifest::{Manifest, Node};
 pub use pack::{

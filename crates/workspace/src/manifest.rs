@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use archive::{Inode, InodeKind, Name, Root};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::changes::form;
+
 /// An entry without its name: equal nodes need no copying.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Node {
     /// A directory.
     Directory {
@@ -22,11 +26,13 @@ pub enum Node {
         size: u64,
         /// SHA-256 of the content: a guest that could make two contents look alike could keep a
         /// change from being seen.
+        #[serde(with = "form::digest")]
         digest: [u8; 32],
     },
     /// A symbolic link.
     Symlink {
         /// Where it points.
+        #[serde(with = "form::bytes")]
         target: Vec<u8>,
     },
 }
@@ -44,10 +50,12 @@ pub struct Manifest {
     pub(crate) entries: BTreeMap<Name, Sent>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Sent {
     pub(crate) node: Node,
-    inode: Inode,
+    #[serde(with = "form::InodeForm")]
+    pub(crate) inode: Inode,
 }
 
 impl Manifest {

@@ -153,6 +153,9 @@ pub enum UnpackError {
         /// The system's reason.
         source: io::Error,
     },
+    /// Changes could not be kept, or not be read.
+    #[error(transparent)]
+    Changes(crate::ChangesError),
     /// An entry could not be moved into place.
     #[error("cannot put '{name}' in place: {source}; nothing was changed")]
     Place {
@@ -205,11 +208,16 @@ impl Received {
                 .withhold(name)
                 .map_err(|source| UnpackError::Place { name: name.clone(), source })?;
         }
+        self.forget(names);
+        Ok(())
+    }
+
+    /// Does as if entries, which are in order, with all below them had not come.
+    pub(crate) fn forget(&mut self, names: &[Name]) {
         if !names.is_empty() {
             self.nodes.retain(|name, _| !is_within(names, name));
             self.directories.retain(|directory| !is_within(names, &directory.name));
         }
-        Ok(())
     }
 }
 
@@ -284,7 +292,7 @@ pub(crate) fn receive(
     Ok(received)
 }
 
-fn misplaced(error: ExtractError, staging: &Staging) -> UnpackError {
+pub(crate) fn misplaced(error: ExtractError, staging: &Staging) -> UnpackError {
     match error {
         ExtractError::Create { name, source } | ExtractError::WriteFile { name, source }
             if matches!(

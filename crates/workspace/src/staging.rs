@@ -3,10 +3,13 @@
 use std::cell::Cell;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use archive::{InodeKind, Name, Root, Step, WalkError};
+
+use crate::receive::UnpackError;
 
 /// What staging directories' names start with. One that is left behind (only `kill -9` or a
 /// power cut can do that) holds the new tree in `new` and what it replaced in `old`.
@@ -84,6 +87,61 @@ impl Staging {
     /// Leaves it behind: it holds something that is nowhere else.
     pub(crate) fn keep(&mut self) {
         self.keep = true;
+    }
+}
+
+/// Takes up a staging directory that a killed process left: what it had taken out of the
+/// destination goes back where nothing stands, and the rest is removed.
+pub(crate) fn recover(place: &Path, destination: &Path) -> Result<(), UnpackError> {
+    let is_ours =
+        place.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()));
+    if !is_ours || !place.is_dir() {
+        return Ok(());
+    }
+    let open = |path: &Path| {
+        Root::open(path).map_err(|source| UnpackError::Open { path: path.to_owned(), source })
+    };
+    let (new, old) = (open(&place.join("new"))?, open(&place.join("old"))?);
+    let there = open(destination)?;
+    let back = |name: &Name| -> io::Result<Step> {
+        match there.inode(name)? {
+            Some(inode) if inode.kind == InodeKind::Directory => Ok(Step::Into),
+            Some(_) => Ok(Step::Over),
+            None => {
+                let (parent, component) = name.split().ok_or(rustix::io::Errno::INVAL)?;
+                let (from, to) = (old.directory(&parent)?, there.directory(&parent)?);
+                rustix::fs::renameat_with(
+                    from,
+                    component,
+                    to,
+                    component,
+                    rustix::fs::RenameFlags::NOREPLACE,
+                )?;
+                Ok(Step::Over)
+            }
+        }
+    };
+    archive::walk(&old, &Name::ROOT, |entry| {
+        back(entry.name).map_err(|source| Stop::Failed(entry.name.clone(), source))
+    })
+    .map_err(|stop| match stop {
+        Stop::Failed(name, source) => UnpackError::Compare { name, source },
+        Stop::Walk(error) => {
+            UnpackError::Open { path: place.to_owned(), source: io::Error::other(error) }
+        }
+    })?;
+    drop(Staging { path: place.to_owned(), new, old, withheld: Cell::new(0), keep: false });
+    Ok(())
+}
+
+enum Stop {
+    Walk(WalkError),
+    Failed(Name, io::Error),
+}
+
+impl From<WalkError> for Stop {
+    fn from(error: WalkError) -> Self {
+        Self::Walk(error)
     }
 }
 
