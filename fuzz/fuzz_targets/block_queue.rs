@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
     let read_only = choices.of(2) == 1;
     let rate = (choices.of(4) == 3).then_some(slow());
     let disk = file.try_clone().expect("a descriptor");
-    let config = Config { file: disk, read_only, id: "fuzz".to_owned(), rate };
+    let config = Config { files: vec![disk], read_only, id: "fuzz".to_owned(), rate };
     let disk = Block::new(config).expect("the file can be read and written");
     if choices.of(8) == 7 {
         write_registers(disk, &memory(), &mut choices);

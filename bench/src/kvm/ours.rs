@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use engine::{Attachment, BootSpec, Guest, Machine, RootDisk, SandboxBackend as _, System};
+use engine::{Attachment, BootSpec, Guest, Machine, SandboxBackend as _, System};
 use engine_kvm::Kvm;
 
 use super::{MEMORY_MB, Order, SANDBOX};
@@ -17,7 +17,7 @@ pub(super) async fn start(order: Order) -> Outcome<Box<dyn Machine>> {
         system: System::Guest(Guest {
             kernel: assets.kernel,
             initramfs: assets.initramfs,
-            root: RootDisk { file: root.file, file_system: root.fs.as_str() },
+            disks: supervisor::root_disks(root.layers)?,
         }),
         agent_arguments: agent.into(),
         attachment: Attachment::Owned,

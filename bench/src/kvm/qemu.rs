@@ -17,7 +17,7 @@ pub(super) fn start(order: &Order, carrier: &UnixStream) -> Outcome<Child> {
     let carrier = inherited(carrier)?;
     let words = format!(
         "quiet 8250.nr_uarts=0 reboot=t panic=-1 random.trust_cpu=on dummy.numdummies=0 \
-         sandforge.root=vda sandforge.rootfs={} {}",
+         sandforge.root=root sandforge.rootfs={} {}",
         order.root.fs.as_str(),
         order.agent.join(" ")
     );
@@ -34,7 +34,7 @@ pub(super) fn start(order: &Order, carrier: &UnixStream) -> Outcome<Child> {
             "-blockdev",
             "driver=file,node-name=root,filename=/dev/fdset/1,read-only=on,locking=off",
         ])
-        .args(["-device", "virtio-blk-device,drive=root"])
+        .args(["-device", "virtio-blk-device,drive=root,serial=root"])
         .args(["-chardev", &format!("socket,id=carrier,fd={carrier}")])
         .args(["-device", "virtio-serial-device,max_ports=2"])
         .args(["-device", "virtserialport,chardev=carrier,name=sandforge"])

@@ -2,18 +2,25 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::str::FromStr;
 
 use rustix::fs::{Mode, Uid};
 use rustix::mount::{MountFlags, mount};
+use wire::disk::{TABLE_BYTES, Table};
 use wire::envelope::key_from_hex;
+
+use crate::device_mapper::DeviceMapper;
 
 /// Where the guest's root is mounted in the agent's own namespace.
 pub(crate) const ROOT: &str = "/run/sandforge/root";
 
 /// Where the workspace is, inside the root.
 pub(crate) const WORKSPACE: &str = "workspace";
+
+/// What the host calls the file system of a root of several.
+const LAYERED: &str = "layers";
 
 /// What the host says, in words like `sandforge.id=...`. All of it is public.
 #[derive(Debug, Clone, Copy)]
@@ -30,8 +37,11 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 pub(crate) struct Arguments {
     pub(crate) identity: Identity,
+    /// Its serial number.
     root_device: String,
     root_file_system: String,
+    /// That of the disk for what is changed, where there is one.
+    scratch_device: Option<String>,
 }
 
 /// The machine cannot be set up; there is nobody to tell but the console.
@@ -61,35 +71,96 @@ pub(crate) fn begin() -> Result<Arguments, BootError> {
     Arguments::parse(Words(&command_line))
 }
 
-/// Mounts the root: the read-only image below, an overlay in memory above it, which takes up to
-/// `changes_bytes`.
+/// Where what the sandbox changes is, and where the layers below that are.
+const CHANGES: &str = "/run/sandforge/changes";
+const LAYERS: &str = "/run/sandforge/layers";
+
+/// Mounts the root: the read-only layers below, above them what is changed, in memory of up to
+/// `changes_bytes` or on a disk of its own.
 pub(crate) fn mount_root(arguments: &Arguments, changes_bytes: u64) -> Result<(), BootError> {
-    for directory in ["/run/sandforge/image", "/run/sandforge/changes", ROOT] {
+    for directory in [CHANGES, ROOT] {
         step(format!("make {directory}"), fs::create_dir_all(directory))?;
     }
-    let device = format!("/dev/{}", arguments.root_device);
-    step(
-        format!("mount the root image {device} as {}", arguments.root_file_system),
-        mount(
-            device.as_str(),
-            "/run/sandforge/image",
-            arguments.root_file_system.as_str(),
-            MountFlags::RDONLY | MountFlags::NODEV,
-            None,
-        ),
-    )?;
-    let size = CString::new(format!("size={changes_bytes}")).expect("digits");
-    step(
-        "mount the memory for changes",
-        mount("tmpfs", "/run/sandforge/changes", "tmpfs", MountFlags::NODEV, Some(&*size)),
-    )?;
-    for directory in ["/run/sandforge/changes/upper", "/run/sandforge/changes/work"] {
-        step(format!("make {directory}"), fs::create_dir(directory))?;
+    let mut layers = mount_layers(arguments)?;
+    // The first in the option is the uppermost.
+    layers.reverse();
+    match &arguments.scratch_device {
+        Some(name) => {
+            let device = device(name)?;
+            // Nobody needs what is on it after the machine: no barriers, no order of data.
+            let options = c"nobarrier";
+            step(
+                "mount the disk for changes",
+                mount(
+                    &*device,
+                    CHANGES,
+                    "ext4",
+                    MountFlags::NODEV | MountFlags::NOATIME,
+                    Some(options),
+                ),
+            )?;
+        }
+        None => {
+            let size = CString::new(format!("size={changes_bytes}")).expect("digits");
+            step(
+                "mount the memory for changes",
+                mount("tmpfs", CHANGES, "tmpfs", MountFlags::NODEV, Some(&*size)),
+            )?;
+        }
     }
-    let layers = c"lowerdir=/run/sandforge/image,upperdir=/run/sandforge/changes/upper,\
-        workdir=/run/sandforge/changes/work,volatile,xino=off";
-    step("mount the overlay", mount("overlay", ROOT, "overlay", MountFlags::NODEV, Some(layers)))?;
+    for directory in ["upper", "work"] {
+        let directory = Path::new(CHANGES).join(directory);
+        step(format!("make {}", directory.display()), fs::create_dir(directory))?;
+    }
+    let options = format!(
+        "lowerdir={},upperdir={CHANGES}/upper,workdir={CHANGES}/work,volatile,xino=off",
+        layers.join(":")
+    );
+    let options = CString::new(options).expect("no zeroes");
+    let flags = MountFlags::NODEV;
+    step("mount the overlay", mount("overlay", ROOT, "overlay", flags, Some(&*options)))?;
     workspace()
+}
+
+/// Mounts each layer, and tells where, the lowest first.
+fn mount_layers(arguments: &Arguments) -> Result<Vec<String>, BootError> {
+    let disk = device(&arguments.root_device)?;
+    if arguments.root_file_system != LAYERED {
+        return Ok(vec![mount_layer(0, &disk, &arguments.root_file_system)?]);
+    }
+    let mut table = vec![0; TABLE_BYTES];
+    let read = fs::File::open(&disk).and_then(|mut disk| disk.read_exact(&mut table));
+    step("read the table of layers", read)?;
+    let table = step("read the table of layers", Table::decode(&table).map_err(io::Error::other))?;
+    let mapper = step("find the device mapper", DeviceMapper::open())?;
+    let layers = table.layers.iter().enumerate();
+    let mounted = layers.map(|(index, layer)| {
+        let part = step(format!("find layer {index}"), mapper.layer(index, &disk, layer))?;
+        mount_layer(index, &part, &layer.file_system)
+    });
+    mounted.collect()
+}
+
+fn mount_layer(index: usize, device: &str, file_system: &str) -> Result<String, BootError> {
+    let place = format!("{LAYERS}/{index}");
+    step(format!("make {place}"), fs::create_dir_all(&place))?;
+    let flags = MountFlags::RDONLY | MountFlags::NODEV;
+    let mounted = mount(device, &*place, file_system, flags, None);
+    step(format!("mount the root image {device} as {file_system}"), mounted)?;
+    Ok(place)
+}
+
+/// The disk with this serial number.
+fn device(serial: &str) -> Result<String, BootError> {
+    let disks = step("list the disks", fs::read_dir("/sys/block"))?;
+    for disk in disks.flatten() {
+        let its = fs::read_to_string(disk.path().join("serial")).unwrap_or_default();
+        if its.trim_end() == serial {
+            return Ok(format!("/dev/{}", disk.file_name().display()));
+        }
+    }
+    let source = io::Error::new(io::ErrorKind::NotFound, "no disk has this serial number");
+    Err(BootError::Step { step: format!("find the disk {serial}"), source })
 }
 
 /// The workspace is there whatever the image, and the default user's.
@@ -139,13 +210,12 @@ impl Identity {
 
 impl Arguments {
     fn parse(words: Words<'_>) -> Result<Self, BootError> {
-        const ROOT_DEVICE: &str = "sandforge.root";
-        let root_device = words.text(ROOT_DEVICE)?;
-        if !root_device.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(BootError::Argument(ROOT_DEVICE));
-        }
-        let root_file_system = words.text("sandforge.rootfs")?;
-        Ok(Self { identity: Identity::parse(words)?, root_device, root_file_system })
+        Ok(Self {
+            identity: Identity::parse(words)?,
+            root_device: words.text("sandforge.root")?,
+            root_file_system: words.text("sandforge.rootfs")?,
+            scratch_device: words.find("sandforge.scratch").map(String::from),
+        })
     }
 }
 
@@ -158,21 +228,22 @@ mod tests {
     #[test]
     fn arguments_are_found_among_the_kernel_s_own() {
         let line = format!(
-            "quiet panic=-1 sandforge.id=sb-1 sandforge.key={KEY} sandforge.root=vda \
+            "quiet panic=-1 sandforge.id=sb-1 sandforge.key={KEY} sandforge.root=root \
              sandforge.rootfs=erofs\n"
         );
         let arguments = Arguments::parse(Words(&line)).unwrap();
         assert_eq!(arguments.identity.sandbox, "sb-1");
         assert_eq!(arguments.root_file_system, "erofs");
+        assert_eq!(arguments.scratch_device, None);
     }
 
     #[test]
     fn a_missing_or_broken_argument_is_named() {
-        let line = format!("sandforge.id=x sandforge.root=../etc sandforge.key={KEY}");
+        let line = format!("sandforge.id=x sandforge.key={KEY}");
         let error = Arguments::parse(Words(&line)).unwrap_err().to_string();
         assert!(error.contains("sandforge.root"), "{error}");
         let error =
-            Arguments::parse(Words("sandforge.root=vda sandforge.id=x sandforge.rootfs=ext4"));
+            Arguments::parse(Words("sandforge.root=root sandforge.id=x sandforge.rootfs=ext4"));
         assert!(error.unwrap_err().to_string().contains("sandforge.key"));
     }
 }

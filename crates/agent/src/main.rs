@@ -8,6 +8,7 @@
 
 mod boot;
 mod carrier;
+mod device_mapper;
 mod freshen;
 mod hosted;
 mod log;

@@ -73,18 +73,21 @@ pub(crate) async fn boot(
         true => (protocol::Carrier::Listening, Ownership::Detached),
         false => (protocol::Carrier::Connected, Ownership::Owned),
     };
+    let (disks, mut words) = guest.disks.take();
+    words.extend(spec.agent_arguments.iter().cloned());
     let machine = protocol::Machine {
         cpus,
         memory_mb: spec.memory_mb,
         backing: Backing::of_host(),
-        command_line: command_line(spec.console, guest.root.file_system, &spec.agent_arguments),
+        command_line: command_line(spec.console, &words),
         carrier,
         console: spec.console,
-        scratch: false,
+        disks: disks.iter().map(shape).collect(),
         grouped: group.is_some(),
     };
     let mut descriptors: Vec<OwnedFd> =
-        vec![kvm, guest.kernel.into(), guest.initramfs.into(), guest.root.file.into(), monitor_end];
+        vec![kvm, guest.kernel.into(), guest.initramfs.into(), monitor_end];
+    descriptors.extend(disks.into_iter().flat_map(|disk| disk.files).map(OwnedFd::from));
     if let Some(group) = &group {
         descriptors.push(group.door().map_err(|error| refused(error.to_string()))?);
     }
@@ -100,6 +103,11 @@ pub(crate) async fn boot(
     }
     let stopped = "its monitor was told to stop";
     Ok(KvmMachine(ProcessMachine::take_up(process, host_end, group, stopped).await?))
+}
+
+fn shape(disk: &engine::Disk) -> protocol::Disk {
+    let engine::Disk { name, files, writable } = disk;
+    protocol::Disk { name: name.clone(), files: files.len(), writable: *writable }
 }
 
 /// What a monitor uses beside its guest's memory, with room for what its kernel objects take.
@@ -121,7 +129,7 @@ fn group(spec: &BootSpec, cpus: u8) -> Result<Option<Group>, EngineError> {
 }
 
 /// The guest kernel's parameters but those that name devices.
-fn command_line(console: bool, file_system: &str, agent_arguments: &[String]) -> String {
+fn command_line(console: bool, agent_words: &[String]) -> String {
     let mut words: Vec<&str> = match console {
         true => vec!["console=ttyS0"],
         false => vec!["quiet", "8250.nr_uarts=0"],
@@ -134,11 +142,8 @@ fn command_line(console: bool, file_system: &str, agent_arguments: &[String]) ->
         "random.trust_cpu=on",
         // The driver would come with a device; loopback is all there is.
         "dummy.numdummies=0",
-        "sandforge.root=vda",
     ]);
-    let file_system = format!("sandforge.rootfs={file_system}");
-    words.push(&file_system);
-    words.extend(agent_arguments.iter().map(String::as_str));
+    words.extend(agent_words.iter().map(String::as_str));
     words.join(" ")
 }
 
@@ -205,8 +210,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guest_is_told_its_root_and_its_sandbox() {
-        let line = command_line(false, "erofs", &["sandforge.id=sb".into()]);
-        assert!(line.contains("sandforge.root=vda sandforge.rootfs=erofs sandforge.id=sb"));
+    fn the_agent_s_words_are_among_the_kernel_s() {
+        let line = command_line(false, &["sandforge.id=sb".into()]);
+        assert!(line.starts_with("quiet ") && line.ends_with(" sandforge.id=sb"));
     }
 }

@@ -1,6 +1,7 @@
 //! QEMU's command line and the guest kernel's.
 
 use serde::{Deserialize, Serialize};
+use wire::disk::SECTOR;
 
 /// What the launcher needs to know of a machine. Descriptors are told by position; see
 /// [`Descriptors`].
@@ -8,21 +9,64 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Machine {
     pub(crate) cpus: u32,
     pub(crate) memory_mb: u32,
-    pub(crate) root_file_system: String,
-    pub(crate) agent_arguments: Vec<String>,
+    pub(crate) disks: Vec<Disk>,
+    /// What the agent needs to know, of the disks and otherwise.
+    pub(crate) words: Vec<String>,
     pub(crate) tsc_khz: Option<u64>,
     pub(crate) console: bool,
     /// The carrier is a listening socket.
     pub(crate) listens: bool,
 }
 
+/// A disk, whose files come with the order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Disk {
+    pub(crate) name: String,
+    /// Of each file.
+    pub(crate) sectors: Vec<u64>,
+    pub(crate) writable: bool,
+}
+
 /// The descriptors' numbers in the process that becomes QEMU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Descriptors {
     pub(crate) kernel: i32,
     pub(crate) initramfs: i32,
-    pub(crate) root: i32,
     pub(crate) carrier: i32,
+    /// The files of each disk, in order.
+    pub(crate) disks: Vec<Content>,
+}
+
+/// What a disk of QEMU's is opened from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// A file that is the disk.
+    File(i32),
+    /// A description (see [`Disk::description`]), and the files that it names.
+    Described(i32, Vec<i32>),
+}
+
+impl Disk {
+    /// QEMU joins files to one disk by a description of VMware's: of each file how many sectors it
+    /// has and what it is called. `first` is the number of the first file's set of descriptors.
+    pub(crate) fn description(&self, first: usize) -> String {
+        let mut text = String::from(
+            "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+             createType=\"monolithicFlat\"\n",
+        );
+        for (set, sectors) in (first..).zip(&self.sectors) {
+            text += &format!("RDONLY {sectors} FLAT \"/dev/fdset/{set}\" 0\n");
+        }
+        text + "ddb.adapterType = \"ide\"\n"
+    }
+
+    /// How many sets of descriptors it takes.
+    pub(crate) fn sets(&self) -> usize {
+        match self.sectors.len() {
+            1 => 1,
+            files => 1 + files,
+        }
+    }
 }
 
 /// Translated code that is kept, in MiB. QEMU would take 1 GiB of address space otherwise.
@@ -35,8 +79,14 @@ impl Machine {
         u64::from(self.memory_mb + TRANSLATION_MB + 1024 + 64 * self.cpus) << 20
     }
 
+    /// Bytes of the largest disk that is written to.
+    pub(crate) fn largest_written(&self) -> u64 {
+        let written = self.disks.iter().filter(|disk| disk.writable);
+        written.map(|disk| disk.sectors.iter().sum::<u64>() * SECTOR).max().unwrap_or(0)
+    }
+
     /// The whole command line but the program.
-    pub(crate) fn arguments(&self, at: Descriptors) -> Vec<String> {
+    pub(crate) fn arguments(&self, at: &Descriptors) -> Vec<String> {
         let listen = if self.listens { ",server=on,wait=off" } else { "" };
         let serial = if self.console { "on" } else { "off" };
         let mut arguments: Vec<String> = [
@@ -66,12 +116,36 @@ impl Machine {
         option("-kernel", format!("/proc/self/fd/{}", at.kernel));
         option("-initrd", format!("/proc/self/fd/{}", at.initramfs));
         option("-append", self.kernel_command_line());
-        option("-add-fd", format!("fd={},set=1", at.root));
-        option(
-            "-blockdev",
-            "driver=file,node-name=root,filename=/dev/fdset/1,read-only=on,locking=off".into(),
-        );
-        option("-device", "virtio-blk-device,drive=root".into());
+        let mut set = 1;
+        for (disk, content) in self.disks.iter().zip(&at.disks) {
+            let Disk { name, .. } = disk;
+            let (first, node) = match content {
+                Content::File(file) => (*file, name.clone()),
+                Content::Described(description, files) => {
+                    for (set, file) in (set + 1..).zip(files) {
+                        option("-add-fd", format!("fd={file},set={set}"));
+                    }
+                    (*description, format!("{name}-files"))
+                }
+            };
+            let read_only = if disk.writable { "off,discard=unmap" } else { "on" };
+            option("-add-fd", format!("fd={first},set={set}"));
+            option(
+                "-blockdev",
+                format!(
+                    "driver=file,node-name={node},filename=/dev/fdset/{set},\
+                     read-only={read_only},locking=off"
+                ),
+            );
+            if node != *name {
+                option(
+                    "-blockdev",
+                    format!("driver=vmdk,node-name={name},file={node},read-only=on"),
+                );
+            }
+            option("-device", format!("virtio-blk-device,drive={name},serial={name}"));
+            set += disk.sets();
+        }
         option("-chardev", format!("socket,id=carrier,fd={}{listen}", at.carrier));
         option("-device", "virtio-serial-device,max_ports=2".into());
         option("-device", "virtserialport,chardev=carrier,name=sandforge".into());
@@ -113,9 +187,7 @@ impl Machine {
         }
         // The driver would come with a device; loopback is all there is.
         word("dummy.numdummies=0");
-        word("sandforge.root=vda");
-        word(&format!("sandforge.rootfs={}", self.root_file_system));
-        words.extend(self.agent_arguments.iter().cloned());
+        words.extend(self.words.iter().cloned());
         words.join(" ")
     }
 }
@@ -128,19 +200,25 @@ mod tests {
         Machine {
             cpus: 2,
             memory_mb: 512,
-            root_file_system: "erofs".into(),
-            agent_arguments: vec!["sandforge.id=sb".into()],
+            disks: vec![root()],
+            words: vec!["sandforge.id=sb".into()],
             tsc_khz: Some(2_000_000),
             console: false,
             listens: false,
         }
     }
 
-    const AT: Descriptors = Descriptors { kernel: 3, initramfs: 4, root: 5, carrier: 6 };
+    fn root() -> Disk {
+        Disk { name: "root".into(), sectors: vec![8], writable: false }
+    }
+
+    fn at(disks: Vec<Content>) -> Descriptors {
+        Descriptors { kernel: 3, initramfs: 4, carrier: 5, disks }
+    }
 
     #[test]
     fn there_is_no_device_but_the_disk_and_the_port() {
-        let arguments = machine().arguments(AT);
+        let arguments = machine().arguments(&at(vec![Content::File(6)]));
         let devices: Vec<_> = arguments
             .windows(2)
             .filter(|pair| pair[0] == "-device")
@@ -153,9 +231,36 @@ mod tests {
 
     #[test]
     fn the_root_is_read_only() {
-        let arguments = machine().arguments(AT);
+        let arguments = machine().arguments(&at(vec![Content::File(6)]));
         assert!(
             arguments.iter().any(|a| a.contains("node-name=root") && a.contains("read-only=on"))
+        );
+    }
+
+    #[test]
+    fn what_is_written_to_is_a_disk_of_its_own_behind_the_joined_root() {
+        let root = Disk { sectors: vec![128, 8, 16], ..root() };
+        let scratch = Disk { name: "scratch".into(), sectors: vec![2048], writable: true };
+        assert!(root.description(2).contains("RDONLY 16 FLAT \"/dev/fdset/4\" 0\n"));
+        let machine = Machine { disks: vec![root, scratch], ..machine() };
+        let content = vec![Content::Described(6, vec![7, 8, 9]), Content::File(10)];
+        let arguments = machine.arguments(&at(content));
+        let of = |name: &str| {
+            let pairs = arguments.windows(2).filter(|pair| pair[0] == name);
+            pairs.map(|pair| pair[1].as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            of("-add-fd"),
+            ["fd=7,set=2", "fd=8,set=3", "fd=9,set=4", "fd=6,set=1", "fd=10,set=5"]
+        );
+        assert_eq!(
+            of("-blockdev"),
+            [
+                "driver=file,node-name=root-files,filename=/dev/fdset/1,read-only=on,locking=off",
+                "driver=vmdk,node-name=root,file=root-files,read-only=on",
+                "driver=file,node-name=scratch,filename=/dev/fdset/5,read-only=off,\
+                 discard=unmap,locking=off",
+            ]
         );
     }
 

@@ -1,5 +1,6 @@
 //! A running QEMU.
 
+use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use engine::attach::Attached;
 use engine::{BootSpec, EngineError};
 use launch::machine::ProcessMachine;
 use launch::{LaunchError, Launcher, Ownership, Process, Start};
+use wire::disk::SECTOR;
 
 use crate::arguments;
 use crate::monitor::{LaunchReport, Order, Task};
@@ -68,21 +70,27 @@ pub(crate) async fn boot(
     let Attached { monitor_end, host_end } =
         Attached::new(&spec.attachment).map_err(failed("make the carrier"))?;
     let guest = spec.system.guest()?;
+    let (disks, mut words) = guest.disks.take();
+    words.extend(spec.agent_arguments);
+    let mut descriptors = vec![OwnedFd::from(guest.kernel), guest.initramfs.into(), monitor_end];
+    let mut shapes = Vec::with_capacity(disks.len());
+    for engine::Disk { name, files, writable } in disks {
+        let sizes = files.iter().map(|mut file| file.seek(SeekFrom::End(0)));
+        let sizes: io::Result<Vec<u64>> = sizes.collect();
+        let sizes = sizes.map_err(failed("measure a disk"))?;
+        let sectors = sizes.into_iter().map(|bytes| bytes / SECTOR).collect();
+        shapes.push(arguments::Disk { name, sectors, writable });
+        descriptors.extend(files.into_iter().map(OwnedFd::from));
+    }
     let machine = arguments::Machine {
         cpus: spec.cpus,
         memory_mb: spec.memory_mb,
-        root_file_system: guest.root.file_system.to_owned(),
-        agent_arguments: spec.agent_arguments,
+        disks: shapes,
+        words,
         tsc_khz,
         console: spec.console,
         listens: host_end.listens(),
     };
-    let descriptors = vec![
-        OwnedFd::from(guest.kernel),
-        OwnedFd::from(guest.initramfs),
-        OwnedFd::from(guest.root.file),
-        monitor_end,
-    ];
     let order = Order { program: program.to_owned(), task: Task::Machine(machine) };
     let (process, _) = launch(launcher, &order, descriptors).await?;
     ProcessMachine::take_up(process, host_end, None, "the guest stopped or its kernel gave up")

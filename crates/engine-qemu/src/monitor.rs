@@ -15,12 +15,12 @@ use launch::Owner;
 use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::arguments::{Descriptors, Machine};
+use crate::arguments::{Content, Descriptors, Disk, Machine};
 
 /// What to become.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Task {
-    /// A machine. With it come the kernel, the initramfs, the root and the carrier.
+    /// A machine. With it come the kernel, the initramfs, the carrier, and the files of each disk.
     Machine(Machine),
     /// A QEMU that tells its version on stderr and ends.
     Version,
@@ -78,33 +78,37 @@ fn run(owner: &Owner) -> Result<Infallible, String> {
     }
     let mut command = Command::new(&order.program);
     command.env_clear();
-    let (address_space, reopenable) = match &order.task {
+    // Alive until QEMU has its own.
+    let mut descriptions = Vec::new();
+    let (address_space, file_size, reopenable) = match &order.task {
         Task::Version => {
             command.arg("--version");
-            (4 << 30, Vec::new())
+            (4 << 30, 0, Vec::new())
         }
         Task::Machine(machine) => {
-            let [kernel, initramfs, root, carrier] = descriptors.as_slice() else {
+            let [kernel, initramfs, carrier, files @ ..] = descriptors.as_slice() else {
                 return Err(format!("{} descriptors came with the order", descriptors.len()));
             };
+            let disks = contents(&machine.disks, files, &mut descriptions)?;
             let at = Descriptors {
                 kernel: kernel.as_raw_fd(),
                 initramfs: initramfs.as_raw_fd(),
-                root: root.as_raw_fd(),
                 carrier: carrier.as_raw_fd(),
+                disks,
             };
-            command.args(machine.arguments(at));
-            (machine.address_space(), vec![kernel.as_fd(), initramfs.as_fd()])
+            command.args(machine.arguments(&at));
+            let reopenable = vec![kernel.as_fd(), initramfs.as_fd()];
+            (machine.address_space(), machine.largest_written(), reopenable)
         }
     };
     let jail = Jail {
-        bounds: Bounds { address_space, descriptors: 256, file_size: 0, threads: None },
+        bounds: Bounds { address_space, descriptors: 1024, file_size, threads: None },
         group: None,
         dies_with: orders.owner,
         then: Then::Exec { readable: readable(&order.program), reopenable },
     };
     let jail = jail::enter(jail).map_err(|error| error.to_string())?;
-    for descriptor in &descriptors {
+    for descriptor in descriptors.iter().chain(&descriptions) {
         rustix::io::fcntl_setfd(descriptor, FdFlags::empty())
             .map_err(|error| format!("hand over a descriptor: {error}"))?;
     }
@@ -118,6 +122,42 @@ fn run(owner: &Owner) -> Result<Infallible, String> {
         let _ = write!(message, " (only system directories are readable in its jail)");
     }
     Err(message)
+}
+
+/// What QEMU is to open for each disk. The descriptions that it needs are added to `made`.
+fn contents(
+    disks: &[Disk],
+    mut files: &[OwnedFd],
+    made: &mut Vec<OwnedFd>,
+) -> Result<Vec<Content>, String> {
+    let mut set = 1;
+    let mut contents = Vec::with_capacity(disks.len());
+    for disk in disks {
+        let (own, rest) = files
+            .split_at_checked(disk.sectors.len())
+            .ok_or_else(|| format!("the files of the disk {} did not come", disk.name))?;
+        files = rest;
+        contents.push(match own {
+            [file] => Content::File(file.as_raw_fd()),
+            several => {
+                let description = description(&disk.description(set + 1))
+                    .map_err(|error| format!("describe the disk {}: {error}", disk.name))?;
+                let number = description.as_raw_fd();
+                made.push(description);
+                Content::Described(number, several.iter().map(AsRawFd::as_raw_fd).collect())
+            }
+        });
+        set += disk.sets();
+    }
+    if files.is_empty() { Ok(contents) } else { Err("more files came than disks".into()) }
+}
+
+fn description(text: &str) -> std::io::Result<OwnedFd> {
+    use std::io::Write as _;
+    let memory = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(memory);
+    file.write_all(text.as_bytes())?;
+    Ok(file.into())
 }
 
 /// Puts a copy in memory in the place of a file that not everybody may read.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attach;
+pub mod disk;
 pub mod mock;
 
 use std::fmt;
@@ -16,6 +17,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use disk::{Disk, DiskError, Disks, Layer};
 
 /// What stands between a task and the host, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -114,15 +117,6 @@ pub struct Preflight {
     pub notes: Vec<String>,
 }
 
-/// The root of the guest's files.
-#[derive(Debug)]
-pub struct RootDisk {
-    /// Opened for reading; the engine attaches it read-only.
-    pub file: File,
-    /// The kernel's name of its file system.
-    pub file_system: &'static str,
-}
-
 /// What runs in a sandbox.
 #[derive(Debug)]
 pub enum System {
@@ -142,8 +136,8 @@ pub struct Guest {
     pub kernel: File,
     /// A cpio whose `/init` is the agent.
     pub initramfs: File,
-    /// The guest's root.
-    pub root: RootDisk,
+    /// The guest's root, and what else it has.
+    pub disks: Disks,
 }
 
 impl System {

@@ -143,7 +143,7 @@ fn root() -> Box<dyn Device> {
 }
 
 fn disk(file: File, read_only: bool, id: &str) -> Box<dyn Device> {
-    let config = block::Config { file, read_only, id: id.into(), rate: None };
+    let config = block::Config { files: vec![file], read_only, id: id.into(), rate: None };
     Box::new(Block::new(config).unwrap())
 }
 

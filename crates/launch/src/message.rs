@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 /// Longest message in bytes, orders included.
 pub const MAX_MESSAGE: usize = 64 << 10;
 /// Most descriptors that come with one message.
-pub const MAX_DESCRIPTORS: usize = 16;
+pub const MAX_DESCRIPTORS: usize = 160;
 
 /// A message cannot go, or is not what it should be.
 #[derive(Debug, thiserror::Error)]

@@ -22,9 +22,8 @@ pub enum Task {
     Machine(Machine),
 }
 
-/// A machine. Its descriptors, in this order: `/dev/kvm`, the kernel, the initramfs, the root
-/// disk, the carrier, the scratch disk where there is one, and the door of its control group where
-/// it has one.
+/// A machine. Its descriptors, in this order: `/dev/kvm`, the kernel, the initramfs, the carrier,
+/// the files of each disk, and the door of its control group where it has one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// Virtual CPUs.
@@ -39,10 +38,21 @@ pub struct Machine {
     pub carrier: Carrier,
     /// The serial port's bytes go to stderr.
     pub console: bool,
-    /// There is a scratch disk.
-    pub scratch: bool,
+    /// Its disks, the root's first.
+    pub disks: Vec<Disk>,
     /// It has a control group to go into.
     pub grouped: bool,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// What the guest knows it by: its serial number, at most 20 bytes.
+    pub name: String,
+    /// How many files it is made of, one after another.
+    pub files: usize,
+    /// Whether the guest may write to it.
+    pub writable: bool,
 }
 
 /// How the host's end of the carrier is connected.
@@ -116,10 +126,8 @@ pub enum Answer {
 pub struct Metrics {
     /// The virtual CPUs.
     pub machine: vmm::Metrics,
-    /// The root disk.
-    pub root: block::Snapshot,
-    /// The scratch disk.
-    pub scratch: Option<block::Snapshot>,
+    /// The disks, in their order.
+    pub disks: Vec<block::Snapshot>,
     /// The carrier.
     pub vsock: vsock::Snapshot,
     /// The source of randomness.

@@ -1,12 +1,12 @@
 //! What this process and each of its threads may do.
 
 use std::fs::File;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use jail::filter::{Argument, Filter, Rule};
 use jail::{Jail, JailError, MonitorSize};
 use launch::{Orders, Owner};
-use monitor_protocol::Task;
+use monitor_protocol::{Machine, Task};
 use vmm::{Role, VCPU_SYSTEM_CALLS, virtio};
 
 /// Threads besides the virtual CPUs': the main one, and one for each device.
@@ -28,8 +28,8 @@ pub(crate) fn enter(owner: &Owner, orders: &mut Orders<Task>) -> Result<jail::Re
         }
         Task::Machine(machine) => MonitorSize {
             guest_memory: u64::from(machine.memory_mb) << 20,
-            largest_file: if machine.scratch { largest(orders) } else { 0 },
-            threads: u64::from(machine.cpus) + OTHER_THREADS,
+            largest_file: largest_written(machine, &orders.descriptors),
+            threads: u64::from(machine.cpus) + OTHER_THREADS + machine.disks.len() as u64,
         },
     };
     let given = orders.descriptors.iter().map(|descriptor| descriptor.as_fd());
@@ -37,13 +37,16 @@ pub(crate) fn enter(owner: &Owner, orders: &mut Orders<Task>) -> Result<jail::Re
     jail::enter(Jail { group, ..Jail::monitor(size, keep, orders.owner) })
 }
 
-/// Size of the largest file among the descriptors.
-fn largest(orders: &Orders<Task>) -> u64 {
-    let size = |file: &std::os::fd::OwnedFd| {
+/// Bytes of the largest file that is written to, where there is any.
+fn largest_written(machine: &Machine, descriptors: &[OwnedFd]) -> u64 {
+    if !machine.disks.iter().any(|disk| disk.writable) {
+        return 0;
+    }
+    let size = |file: &OwnedFd| {
         let file = File::from(file.try_clone().ok()?);
         Some(file.metadata().ok()?.len())
     };
-    orders.descriptors.iter().filter_map(size).max().unwrap_or(0)
+    descriptors.iter().filter_map(size).max().unwrap_or(0)
 }
 
 /// Confines the calling thread of the machine further: to what its role takes.

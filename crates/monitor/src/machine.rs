@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use monitor_protocol::{Carrier, Machine, Metrics};
+use monitor_protocol::{Carrier, Disk, Machine, Metrics};
 use vmm::boot::Boot;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::{self, Balloon};
@@ -29,8 +29,7 @@ pub(crate) struct Running {
 
 /// What the devices count.
 struct Counts {
-    root: Arc<block::Metrics>,
-    scratch: Option<Arc<block::Metrics>>,
+    disks: Vec<Arc<block::Metrics>>,
     vsock: Arc<vsock::Metrics>,
     rng: Arc<rng::Metrics>,
     balloon: Arc<balloon::Metrics>,
@@ -38,11 +37,10 @@ struct Counts {
 
 impl Running {
     pub(crate) fn metrics(&self) -> Metrics {
-        let Counts { root, scratch, vsock, rng, balloon } = &self.counts;
+        let Counts { disks, vsock, rng, balloon } = &self.counts;
         Metrics {
             machine: self.vm.metrics(),
-            root: root.snapshot(),
-            scratch: scratch.as_ref().map(|scratch| scratch.snapshot()),
+            disks: disks.iter().map(|disk| disk.snapshot()).collect(),
             vsock: vsock.snapshot(),
             rng: rng.snapshot(),
             balloon: balloon.snapshot(),
@@ -55,25 +53,26 @@ pub(crate) fn create(machine: Machine, descriptors: Vec<OwnedFd>) -> Result<Runn
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().ok_or(MonitorError::Descriptors(count));
     let (kvm, kernel, initramfs) = (next()?, next()?, next()?);
-    let root = disk("root", next()?, true)?;
     let vsock = vsock(machine.carrier, next()?)?;
-    let scratch = match machine.scratch {
-        true => Some(disk("scratch", next()?, false)?),
-        false => None,
-    };
+    let mut disks = Vec::with_capacity(machine.disks.len());
+    for Disk { name, files, writable } in machine.disks {
+        let files: Result<_, _> = (0..files).map(|_| next().map(File::from)).collect();
+        let config = block::Config { files: files?, read_only: !writable, id: name, rate: None };
+        disks.push(Block::new(config).map_err(device("disk"))?);
+    }
     let rng = Rng::new(rng::DEFAULT_RATE).map_err(device("source of randomness"))?;
     let balloon = Balloon::new().map_err(device("balloon"))?;
     let counts = Counts {
-        root: root.metrics(),
-        scratch: scratch.as_ref().map(Block::metrics),
+        disks: disks.iter().map(Block::metrics).collect(),
         vsock: vsock.metrics(),
         rng: rng.metrics(),
         balloon: balloon.metrics(),
     };
     let target = balloon.target();
-    // The root comes first: the guest knows its disks by their order.
-    let mut devices: Vec<(&'static str, Box<dyn Device>)> = vec![("root", Box::new(root))];
-    devices.extend(scratch.map(|scratch| ("scratch", Box::new(scratch) as Box<dyn Device>)));
+    let mut devices: Vec<(&'static str, Box<dyn Device>)> = Vec::new();
+    for disk in disks {
+        devices.push(("disk", Box::new(disk)));
+    }
     devices.push(("vsock", Box::new(vsock)));
     devices.push(("rng", Box::new(rng)));
     devices.push(("balloon", Box::new(balloon)));
@@ -96,11 +95,6 @@ pub(crate) fn create(machine: Machine, descriptors: Vec<OwnedFd>) -> Result<Runn
         confine: Arc::new(confinement::narrow),
     })?;
     Ok(Running { vm, balloon: target, counts })
-}
-
-fn disk(id: &str, file: OwnedFd, read_only: bool) -> Result<Block, MonitorError> {
-    let config = block::Config { file: File::from(file), read_only, id: id.into(), rate: None };
-    Block::new(config).map_err(device("disk"))
 }
 
 fn vsock(kind: Carrier, carrier: OwnedFd) -> Result<Vsock, MonitorError> {

@@ -38,6 +38,7 @@ pub use launch::Launcher;
 pub use link::{Call, Guest, GuestStream, GuestStreams, Input, LinkError, Output, Process};
 pub use observe::{Observer, Phase, Step};
 pub use sandbox::{Sandbox, Teardown, Timings};
+pub use prepare::root_disks;
 pub use workspace::Hidden;
 pub use {image, wire};
 

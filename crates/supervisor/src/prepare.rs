@@ -1,8 +1,8 @@
 //! What a sandbox runs, found or made before it is started.
 
-use engine::{Guest, Isolation, RootDisk, System};
+use engine::{DiskError, Disks, Guest, Isolation, System};
 use image::boot::{BootAssets, Kernel};
-use image::{ImageRef, Layer, RootImage, Store};
+use image::{ImageRef, RootImage, Store};
 
 use crate::{Error, Observer, Phase, SandboxSpec, Step};
 
@@ -84,14 +84,32 @@ async fn guest(
     let (root, assets): (RootImage, BootAssets) =
         work.await.map_err(|error| Error::Internal(error.to_string()))??;
     let BootAssets { kernel, initramfs, .. } = assets;
-    let [layer] = <[Layer; 1]>::try_from(root.layers)
-        .map_err(|_| Error::Internal(format!("{} has several layers", root.name)))?;
-    let system = System::Guest(Guest {
-        kernel,
-        initramfs,
-        root: RootDisk { file: layer.file, file_system: layer.fs.as_str() },
-    });
+    let disks = root_disks(root.layers).map_err(|error| Error::Internal(error.to_string()))?;
+    let system = System::Guest(Guest { kernel, initramfs, disks });
     Ok(Prepared { system, image: root.name, cpus: spec.cpus.unwrap_or_else(default_cpus) })
+}
+
+/// An image as the disks of a machine.
+///
+/// # Errors
+/// `DiskError` where it has too many layers.
+pub fn root_disks(layers: Vec<image::Layer>) -> Result<Disks, DiskError> {
+    let attached = |layer: image::Layer| engine::Layer {
+        file_system: layer.fs.as_str(),
+        verity: layer.verity.as_ref().map(checked),
+        file: layer.file,
+    };
+    Disks::new(layers.into_iter().map(attached).collect())
+}
+
+fn checked(verity: &image::Verity) -> wire::disk::Verity {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    wire::disk::Verity {
+        data_blocks: verity.data_blocks,
+        tree: verity.tree / wire::disk::VERITY_BLOCK,
+        root: hex(&verity.root),
+        salt: hex(&verity.salt),
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use engine::{Attachment, BootSpec, Carrier, Guest, Machine, RootDisk, System};
+use engine::{Attachment, BootSpec, Carrier, Guest, Machine, System};
 use supervisor::SandboxSpec;
 use supervisor::wire::connection::{Connection, Event, Side};
 use supervisor::wire::envelope::{Sealer, SigningKey, key_to_hex};
@@ -105,12 +105,11 @@ fn system(engine: &str) -> System {
     }
     let store = image::Store::open_default().unwrap();
     let root = store.resolve(&image::ImageRef::Name("base".into()), &mut ()).unwrap();
-    let layer = root.layers.into_iter().next().unwrap();
     let assets = image::boot::assets(&store, &image::boot::Kernel::Ours, &mut ()).unwrap();
     System::Guest(Guest {
         kernel: assets.kernel,
         initramfs: assets.initramfs,
-        root: RootDisk { file: layer.file, file_system: layer.fs.as_str() },
+        disks: supervisor::root_disks(root.layers).unwrap(),
     })
 }
 

@@ -63,7 +63,7 @@ fn a_disk() {
     let file = File::from(memfd_create("disk", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(1 << 20).unwrap();
     let rate = Some(some_throttling());
-    let config = block::Config { file, read_only: false, id: "disk".to_owned(), rate };
+    let config = block::Config { files: vec![file], read_only: false, id: "disk".to_owned(), rate };
     let disk = Block::new(config).unwrap();
     let (mut driver, mut transport, worker) = start(disk);
     let range = [&[0; 8], &[8, 0, 0, 0, 0, 0, 0, 0][..]].concat();

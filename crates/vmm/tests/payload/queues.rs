@@ -41,7 +41,7 @@ fn disk(read_only: bool) -> (File, Devices) {
     let content: Vec<u8> = (0..128_u8).flat_map(|sector| [sector; SECTOR]).collect();
     file.write_all(&content).unwrap();
     let (held, id) = (file.try_clone().unwrap(), "disk".into());
-    let disk = Block::new(block::Config { file, read_only, id, rate: None }).unwrap();
+    let disk = Block::new(block::Config { files: vec![file], read_only, id, rate: None }).unwrap();
     (held, vec![("disk", Box::new(disk) as Box<dyn Device>)])
 }
 

@@ -42,9 +42,10 @@ const DISCARD_ALIGNMENT: u32 = 8;
 /// A disk as it is asked for.
 #[derive(Debug)]
 pub struct Config {
-    /// What it holds. Its size is the disk's, rounded down to 512 bytes.
-    pub file: File,
-    /// Whether the guest may only read it. Sandboxes may share such a file, opened for reading.
+    /// What it holds: one file, or several that are only read, one after another. Each counts
+    /// rounded down to 512 bytes.
+    pub files: Vec<File>,
+    /// Whether the guest may only read it. Sandboxes may share such files, opened for reading.
     pub read_only: bool,
     /// What the guest knows it by: up to 20 bytes, `/sys/block/vd*/serial` under Linux.
     pub id: String,
@@ -82,7 +83,7 @@ impl Block {
             None => return Err(DiskError::Id(config.id)),
         }
         Ok(Self {
-            disk: Disk::new(config.file, config.read_only)?,
+            disk: Disk::new(config.files, config.read_only)?,
             id,
             writes_through: true,
             throttle: config.rate.map(Throttle::new).transpose().map_err(DiskError::Timer)?,

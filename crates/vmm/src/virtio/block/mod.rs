@@ -1,5 +1,5 @@
 //! A disk (specification 1.2, section 5.2): a file of the host's, which the guest may read, or
-//! read and write.
+//! read and write; or several, one after another, which it may read.
 //!
 //! Data moves between the file and the guest's memory without a copy in between. One request is
 //! served after the other: a sandbox's disks are images in the host's page cache.

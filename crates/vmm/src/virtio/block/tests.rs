@@ -52,7 +52,7 @@ impl Machine {
         let file = ones();
         let id = "scratch".to_owned();
         let disk = file.try_clone().unwrap();
-        let mut config = Config { file: disk, read_only: false, id, rate: None };
+        let mut config = Config { files: vec![disk], read_only: false, id, rate: None };
         change(&mut config);
         let mut disk = Block::new(config).unwrap();
         let mut driver = Driver::of(&disk);
@@ -180,7 +180,7 @@ mod what_it_is {
     #[test]
     fn an_id_that_is_longer_is_refused() {
         let id = "012345678901234567890".to_owned();
-        let made = Block::new(Config { file: ones(), read_only: true, id, rate: None });
+        let made = Block::new(Config { files: vec![ones()], read_only: true, id, rate: None });
         assert!(matches!(made, Err(DiskError::Id(_))));
     }
 
@@ -315,7 +315,7 @@ mod data {
         rustix::fs::ftruncate(&file, 512).unwrap();
         rustix::fs::fcntl_add_seals(&file, seals).unwrap();
         let id = String::new();
-        let config = Config { file: file.into(), read_only: false, id, rate: None };
+        let config = Config { files: vec![file.into()], read_only: false, id, rate: None };
         machine.disk = Block::new(config).unwrap();
         assert_eq!(machine.request(VIRTIO_BLK_T_OUT, 0, &[readable(ROOM, 512)]), (FAILED, 1));
         assert_eq!(machine.metrics().failed, 1);
@@ -386,7 +386,7 @@ mod zeroes {
         let mut machine = Machine::new();
         machine.file.set_len(4 << 30).unwrap();
         let file = machine.file.try_clone().unwrap();
-        let config = Config { file, read_only: false, id: String::new(), rate: None };
+        let config = Config { files: vec![file], read_only: false, id: String::new(), rate: None };
         machine.disk = Block::new(config).unwrap();
         assert_eq!(machine.ranges(VIRTIO_BLK_T_DISCARD, &[(0, (1 << 21) + 1, 0)]), FAILED);
         assert_eq!(machine.ranges(VIRTIO_BLK_T_WRITE_ZEROES, &[(0, (1 << 17) + 1, 1)]), FAILED);
