@@ -1,6 +1,7 @@
 //! Tests that boot a guest: real kernel, real agent, real image. One body for every engine.
 
 mod detached;
+mod disks;
 mod end;
 mod exec;
 mod files;
