@@ -48,14 +48,15 @@ pub(crate) enum Content {
 
 impl Disk {
     /// QEMU joins files to one disk by a description of VMware's: of each file how many sectors it
-    /// has and what it is called. `first` is the number of the first file's set of descriptors.
+    /// has and what it is called (`RW` is the only kind of access that QEMU looks at; the disk is
+    /// read-only all the same). `first` is the number of the first file's set of descriptors.
     pub(crate) fn description(&self, first: usize) -> String {
         let mut text = String::from(
             "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
              createType=\"monolithicFlat\"\n",
         );
         for (set, sectors) in (first..).zip(&self.sectors) {
-            text += &format!("RDONLY {sectors} FLAT \"/dev/fdset/{set}\" 0\n");
+            text += &format!("RW {sectors} FLAT \"/dev/fdset/{set}\" 0\n");
         }
         text + "ddb.adapterType = \"ide\"\n"
     }
@@ -241,7 +242,7 @@ mod tests {
     fn what_is_written_to_is_a_disk_of_its_own_behind_the_joined_root() {
         let root = Disk { sectors: vec![128, 8, 16], ..root() };
         let scratch = Disk { name: "scratch".into(), sectors: vec![2048], writable: true };
-        assert!(root.description(2).contains("RDONLY 16 FLAT \"/dev/fdset/4\" 0\n"));
+        assert!(root.description(2).contains("RW 16 FLAT \"/dev/fdset/4\" 0\n"));
         let machine = Machine { disks: vec![root, scratch], ..machine() };
         let content = vec![Content::Described(6, vec![7, 8, 9]), Content::File(10)];
         let arguments = machine.arguments(&at(content));

@@ -140,24 +140,17 @@ fn contents(
         contents.push(match own {
             [file] => Content::File(file.as_raw_fd()),
             several => {
-                let description = description(&disk.description(set + 1))
+                let description = disk.description(set + 1);
+                let description = engine::disk::in_memory("disk", description.as_bytes())
                     .map_err(|error| format!("describe the disk {}: {error}", disk.name))?;
                 let number = description.as_raw_fd();
-                made.push(description);
+                made.push(description.into());
                 Content::Described(number, several.iter().map(AsRawFd::as_raw_fd).collect())
             }
         });
         set += disk.sets();
     }
     if files.is_empty() { Ok(contents) } else { Err("more files came than disks".into()) }
-}
-
-fn description(text: &str) -> std::io::Result<OwnedFd> {
-    use std::io::Write as _;
-    let memory = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut file = std::fs::File::from(memory);
-    file.write_all(text.as_bytes())?;
-    Ok(file.into())
 }
 
 /// Puts a copy in memory in the place of a file that not everybody may read.

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom, Write as _};
+use std::os::fd::AsRawFd as _;
 
 use wire::disk::{SECTOR, TABLE_BYTES, Table, TableError, Verity};
 
 /// A file system that is a layer of the guest's root.
 #[derive(Debug)]
 pub struct Layer {
-    /// Opened for reading; the engine attaches it read-only.
+    /// Opened for reading and not for writing, which an engine may refuse.
     pub file: File,
     /// The kernel's name of its file system.
     pub file_system: &'static str,
@@ -107,11 +108,18 @@ fn joined(layers: Vec<Layer>) -> Result<Vec<File>, DiskError> {
         start += sectors;
         files.push(file);
     }
-    let memory = rustix::fs::memfd_create("layers", rustix::fs::MemfdFlags::CLOEXEC);
-    let mut first = File::from(memory.map_err(io::Error::from)?);
-    first.write_all(&table.encode()?)?;
-    files.insert(0, first);
+    files.insert(0, in_memory("layers", &table.encode()?)?);
     Ok(files)
+}
+
+/// A file in memory, opened for reading, as who attaches it expects of what is only read.
+///
+/// # Errors
+/// That there is no memory, or no `/proc`.
+pub fn in_memory(name: &str, content: &[u8]) -> io::Result<File> {
+    let mut file = File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.write_all(content)?;
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 #[cfg(test)]

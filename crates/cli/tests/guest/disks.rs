@@ -1,5 +1,7 @@
 //! What a machine's root is made of, below the tasks.
 
+use std::fs::File;
+
 use engine::{Attachment, BootSpec, Disks, Guest, Layer, System};
 use image::erofs::{Limits, from_tar};
 use supervisor::wire::envelope::key_to_hex;
@@ -15,9 +17,9 @@ fn layer(files: &[(&str, &str)]) -> Layer {
         header.set_mode(0o644);
         tar.append_data(&mut header, path, content.as_bytes()).unwrap();
     }
-    let mut file = tempfile::tempfile().unwrap();
-    from_tar(&*tar.into_inner().unwrap(), &mut file, Limits::default()).unwrap();
-    Layer { file, file_system: "erofs", verity: None }
+    let mut image = tempfile::NamedTempFile::new().unwrap();
+    from_tar(&*tar.into_inner().unwrap(), image.as_file_mut(), Limits::default()).unwrap();
+    Layer { file: File::open(image.path()).unwrap(), file_system: "erofs", verity: None }
 }
 
 fn base() -> Layer {
