@@ -82,7 +82,7 @@ fn once(kvm: &File, with_devices: bool) -> Result<[Duration; 3], Box<dyn std::er
 }
 
 fn devices(disk: File, carrier: UnixStream) -> Result<Devices, Box<dyn std::error::Error>> {
-    let disk = block::Config { file: disk, read_only: false, id: "root".into(), rate: None };
+    let disk = block::Config { files: vec![disk], read_only: false, id: "root".into(), rate: None };
     let mut ports = vsock::Config::new(3);
     ports.connect = vec![(2222, carrier.into())];
     Ok(vec![

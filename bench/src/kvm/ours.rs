@@ -17,7 +17,7 @@ pub(super) async fn start(order: Order) -> Outcome<Box<dyn Machine>> {
         system: System::Guest(Guest {
             kernel: assets.kernel,
             initramfs: assets.initramfs,
-            disks: supervisor::root_disks(root.layers)?,
+            disks: supervisor::root_disks(vec![root])?,
         }),
         agent_arguments: agent.into(),
         attachment: Attachment::Owned,

@@ -37,8 +37,8 @@ pub use kept::KeptInfo;
 pub use launch::Launcher;
 pub use link::{Call, Guest, GuestStream, GuestStreams, Input, LinkError, Output, Process};
 pub use observe::{Observer, Phase, Step};
-pub use sandbox::{Sandbox, Teardown, Timings};
 pub use prepare::root_disks;
+pub use sandbox::{Sandbox, Teardown, Timings};
 pub use workspace::Hidden;
 pub use {image, wire};
 

@@ -25,7 +25,8 @@ fn layer(files: &[(&str, &str)]) -> Layer {
 fn base() -> Layer {
     let store = image::Store::open_default().unwrap();
     let root = store.resolve(&image::ImageRef::Name("base".into()), &mut ()).unwrap();
-    Layer { file: root.file, file_system: root.fs.as_str(), verity: None }
+    let [layer] = <[image::Layer; 1]>::try_from(root.layers).unwrap();
+    Layer { file: layer.file, file_system: layer.fs.as_str(), verity: None }
 }
 
 /// What a shell line prints in a machine with these disks, on each engine.
