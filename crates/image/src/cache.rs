@@ -110,7 +110,12 @@ impl Area {
         self.lock_with(key, FlockOperation::LockExclusive)
     }
 
-    fn try_lock(&self, key: &str) -> Result<Option<Lock>, CacheError> {
+    /// Waits until nobody has the lock alone. Any number of processes can share it.
+    pub(crate) fn lock_shared(&self, key: &str) -> Result<Lock, CacheError> {
+        self.lock_with(key, FlockOperation::LockShared)
+    }
+
+    pub(crate) fn try_lock(&self, key: &str) -> Result<Option<Lock>, CacheError> {
         match self.lock_with(key, FlockOperation::NonBlockingLockExclusive) {
             Ok(lock) => Ok(Some(lock)),
             Err(CacheError::Access { source, .. })
@@ -168,6 +173,24 @@ impl Area {
             let _ = remove_dir(&staging);
         }
         made
+    }
+
+    /// Lets `work` use an empty directory, and removes it.
+    pub(crate) fn with_scratch<T, E: From<CacheError>>(
+        &self,
+        lock: &Lock,
+        work: impl FnOnce(&Path) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let scratch = self.dir.join(format!(".new-{}", lock.key));
+        remove_dir(&scratch)?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&scratch)
+            .map_err(CacheError::of("create", &scratch))?;
+        let done = work(&scratch);
+        // What stays is swept on the next use.
+        let _ = remove_dir(&scratch);
+        done
     }
 
     /// Removes the thing. Who has its files open keeps them.

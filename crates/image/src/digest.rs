@@ -38,17 +38,27 @@ pub(crate) fn of_reader(
 pub(crate) struct Digesting<R> {
     input: R,
     hash: Sha256,
+    len: u64,
 }
 
 impl<R: Read> Digesting<R> {
     pub(crate) fn new(input: R) -> Self {
-        Self { input, hash: Sha256::new() }
+        Self { input, hash: Sha256::new(), len: 0 }
     }
 
     /// The digest of everything, what was not read yet included.
-    pub(crate) fn finish(mut self) -> io::Result<String> {
+    pub(crate) fn finish(self) -> io::Result<String> {
+        self.finish_counted().map(|(digest, _)| digest)
+    }
+
+    /// The same, and the length.
+    pub(crate) fn finish_counted(mut self) -> io::Result<(String, u64)> {
         io::copy(&mut self, &mut io::sink())?;
-        Ok(hex(&self.hash.finalize()))
+        Ok((hex(&self.hash.finalize()), self.len))
+    }
+
+    pub(crate) fn get_ref(&self) -> &R {
+        &self.input
     }
 }
 
@@ -56,6 +66,7 @@ impl<R: Read> Read for Digesting<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.input.read(buf)?;
         self.hash.update(&buf[..n]);
+        self.len += n as u64;
         Ok(n)
     }
 }

@@ -10,19 +10,23 @@
 mod apt;
 pub mod boot;
 mod cache;
+mod compression;
 mod cpio;
 mod digest;
 pub mod erofs;
 mod layers;
 mod mmdebstrap;
+pub mod oci;
 mod progress;
 pub mod recipe;
 mod reference;
 mod source;
 mod store;
 pub mod tar;
+mod verity;
 
 pub use cache::CacheError;
+pub use compression::Compression;
 pub use layers::{ImageConfig, Layer, RootImage, Verity};
 pub use mmdebstrap::{BootstrapError, Package, preflight};
 pub use progress::{Progress, Stage, Step};

@@ -1,5 +1,6 @@
 //! Roots made elsewhere: what kind of file it is, and what to do with it.
 
+use crate::compression::Compression;
 use crate::digest::{self, Digesting};
 use crate::erofs::{Limits, Summary, SuperblockError, WriteError, Writer};
 use crate::mmdebstrap::{self, Package};
@@ -8,7 +9,7 @@ use crate::reference::{Reference, is_digest};
 use crate::store::{self, RootFs};
 use crate::tar::{Reader, TarError, TarPath};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek};
+use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -144,13 +145,6 @@ pub(crate) enum Source {
     Archive(Archive),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
-
 /// A tar archive of a root.
 #[derive(Debug)]
 pub(crate) struct Archive {
@@ -236,10 +230,9 @@ fn compression(head: &[u8]) -> Result<Compression, &'static str> {
         (b"\x7fELF", "a program"),
         (b"#!", "a script"),
     ];
-    if head.starts_with(b"\x1f\x8b") {
-        Ok(Compression::Gzip)
-    } else if head.starts_with(b"\x28\xb5\x2f\xfd") {
-        Ok(Compression::Zstd)
+    let compression = Compression::of(head);
+    if compression != Compression::None {
+        Ok(compression)
     } else if let Some((_, what)) = others.iter().find(|(magic, _)| head.starts_with(magic)) {
         Err(what)
     } else if head.is_empty() {
@@ -261,6 +254,28 @@ impl Archive {
         &self.path
     }
 
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// Whether it holds an image in layers, by its first entry but the root.
+    pub(crate) fn holds_layers(&self) -> Result<bool, SourceError> {
+        (&self.file).rewind().map_err(self.read_error())?;
+        let plain = self.compression.decoder(BufReader::new(&self.file));
+        let mut archive = Reader::new(plain);
+        // An error is told by whoever reads it all.
+        while let Ok(Some(entry)) = archive.next_entry() {
+            if entry.path.names().next().is_some() {
+                return Ok(crate::oci::begins_like_one(&entry.path));
+            }
+        }
+        Ok(false)
+    }
+
     /// The name that its image gets.
     pub(crate) fn name(&self) -> String {
         let name = self.path.file_name().unwrap_or(self.path.as_os_str());
@@ -268,6 +283,7 @@ impl Archive {
     }
 
     pub(crate) fn digest(&self, progress: &mut dyn Progress) -> Result<String, SourceError> {
+        (&self.file).rewind().map_err(self.read_error())?;
         let read = |done| progress.step(Stage::Digest.at(done, Some(self.size)));
         digest::of_reader(&self.file, read).map(|(digest, _)| digest).map_err(self.read_error())
     }
@@ -292,17 +308,8 @@ impl Archive {
         };
         let mut file = BufReader::with_capacity(256 << 10, Digesting::new(counted));
         let mut writer = Writer::new(image, Limits::default()).map_err(failed)?;
-        let added = match self.compression {
-            Compression::None => writer.add_archive(&mut Reader::new(&mut file), |_| true),
-            Compression::Gzip => {
-                let plain = flate2::bufread::MultiGzDecoder::new(&mut file);
-                writer.add_archive(&mut Reader::new(plain), |_| true)
-            }
-            Compression::Zstd => {
-                writer.add_archive(&mut Reader::new(Zstd::new(&mut file)), |_| true)
-            }
-        };
-        added.map_err(failed)?;
+        let plain = self.compression.decoder(&mut file);
+        writer.add_archive(&mut Reader::new(plain), |_| true).map_err(failed)?;
         let digest = file.into_inner().finish().map_err(self.read_error())?;
         if digest != expected {
             return Err(SourceError::Changed { path: self.path.clone() });
@@ -332,9 +339,10 @@ impl Archive {
     }
 }
 
-struct Counting<R, F> {
-    input: R,
-    read: F,
+/// Tells how much was read.
+pub(crate) struct Counting<R, F> {
+    pub(crate) input: R,
+    pub(crate) read: F,
 }
 
 impl<R: Read, F: FnMut(u64)> Read for Counting<R, F> {
@@ -342,48 +350,6 @@ impl<R: Read, F: FnMut(u64)> Read for Counting<R, F> {
         let n = self.input.read(buf)?;
         (self.read)(n as u64);
         Ok(n)
-    }
-}
-
-/// Frame after frame: parallel compressors write many.
-struct Zstd<R: BufRead> {
-    state: ZstdState<R>,
-}
-
-enum ZstdState<R: BufRead> {
-    Between(R),
-    Within(Box<ruzstd::decoding::StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>),
-    Ended,
-}
-
-impl<R: BufRead> Zstd<R> {
-    fn new(input: R) -> Self {
-        Self { state: ZstdState::Between(input) }
-    }
-}
-
-impl<R: BufRead> Read for Zstd<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match std::mem::replace(&mut self.state, ZstdState::Ended) {
-                ZstdState::Ended => return Ok(0),
-                ZstdState::Between(mut input) => {
-                    if input.fill_buf()?.is_empty() {
-                        return Ok(0);
-                    }
-                    let frame = ruzstd::decoding::StreamingDecoder::new(input)
-                        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-                    self.state = ZstdState::Within(Box::new(frame));
-                }
-                ZstdState::Within(mut frame) => match frame.read(buf)? {
-                    0 if !buf.is_empty() => self.state = ZstdState::Between(frame.into_inner()),
-                    n => {
-                        self.state = ZstdState::Within(frame);
-                        return Ok(n);
-                    }
-                },
-            }
-        }
     }
 }
 

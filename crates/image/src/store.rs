@@ -5,6 +5,7 @@ use crate::digest;
 use crate::erofs::{Limits, SUPERBLOCK_END, Summary, Superblock, SuperblockError, WriteError};
 use crate::layers::RootImage;
 use crate::mmdebstrap::{self, BootstrapError, Package};
+use crate::oci::{Import, Layout, OciError};
 use crate::progress::{Progress, Stage};
 use crate::recipe::{self, Recipe, RecipeError};
 use crate::reference::Reference;
@@ -19,7 +20,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const IMAGE: &str = "root.erofs";
 const MANIFEST: &str = "manifest.json";
 /// Shorter ones would soon name two images.
-const MIN_DIGEST_PREFIX: usize = 6;
+pub(crate) const MIN_DIGEST_PREFIX: usize = 6;
 
 /// Why an image could not be found, opened or removed.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,17 @@ pub enum StoreError {
         /// How that shows.
         why: String,
     },
+    /// The names of images in layers cannot be read.
+    #[error(
+        "the table of images {} is damaged ({why}); remove it, then pull or import what you need \
+         again", .path.display()
+    )]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// How that shows.
+        why: String,
+    },
 }
 
 /// Why an image could not be had.
@@ -69,6 +81,14 @@ pub enum ImageError {
     /// There is no such recipe.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// It is one in layers, and cannot be used.
+    #[error("cannot use the image {name}: {source}")]
+    Oci {
+        /// Which.
+        name: String,
+        /// Why.
+        source: OciError,
+    },
     /// No copy of it is here.
     #[error(
         "there is no copy of the image {0} here; a file is written with a dot in front, as in \
@@ -143,6 +163,10 @@ pub struct ImageInfo {
     pub manifest: Manifest,
     /// Bytes on this disk, which holes make fewer than the image's length.
     pub disk_bytes: u64,
+    /// Those of them that other images have too: they are counted with each.
+    pub shared_bytes: u64,
+    /// How many different layers it has.
+    pub layers: usize,
     /// Built from a recipe that has changed since; the next use builds a new one.
     pub stale: bool,
 }
@@ -163,6 +187,9 @@ pub struct Store {
     directory: PathBuf,
     images: Area,
     pub(crate) boot: Area,
+    pub(crate) layers: Area,
+    pub(crate) oci: Area,
+    pub(crate) blobs: Layout,
 }
 
 impl Store {
@@ -174,8 +201,17 @@ impl Store {
     /// The store below `root`, which is made if need be. What a killed process left half-made is
     /// removed.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let (images, boot) = (Area::open(root, "images")?, Area::open(root, "boot")?);
-        Ok(Self { directory: root.to_owned(), images, boot })
+        let area = |name| Area::open(root, name);
+        let store = Self {
+            directory: root.to_owned(),
+            images: area("images")?,
+            boot: area("boot")?,
+            layers: area("layers")?,
+            oci: area("oci")?,
+            blobs: Layout::make(&root.join("oci"))?,
+        };
+        store.sweep_blobs()?;
+        Ok(store)
     }
 
     /// Where it is.
@@ -191,10 +227,16 @@ impl Store {
         progress: &mut dyn Progress,
     ) -> Result<RootImage, ImageError> {
         match image {
+            ImageRef::Path(path) if Layout::is_at(path) => {
+                self.import_directory(path, Import::default(), progress)
+            }
             ImageRef::Path(path) => match Source::open(path)? {
                 Source::Image { file, fs, size } => {
                     let name = path.display().to_string();
                     Ok(RootImage::of_one(file, fs, None, name, size))
+                }
+                Source::Archive(archive) if archive.holds_layers()? => {
+                    self.import_archive(&archive, Import::default(), progress)
                 }
                 Source::Archive(archive) => self.convert(&archive, progress),
             },
@@ -210,10 +252,17 @@ impl Store {
                 }
             }
             ImageRef::Name(name) => {
+                if self.matching(name)?.is_empty()
+                    && let Some(image) = self.open_named(name, progress)?
+                {
+                    return Ok(image);
+                }
                 let (key, _) = self.one(name)?;
                 Ok(self.opened(&key)?.ok_or_else(|| self.unknown(name))?)
             }
-            ImageRef::Oci(reference) => Err(ImageError::Absent(reference.clone())),
+            ImageRef::Oci(reference) => self
+                .open_named(&reference.to_string(), progress)?
+                .ok_or_else(|| ImageError::Absent(reference.clone())),
         }
     }
 
@@ -230,8 +279,10 @@ impl Store {
         for (key, manifest) in self.manifests()? {
             let current = Recipe::named(&manifest.name).ok().map(|recipe| recipe.digest);
             let stale = manifest.recipe.is_some() && manifest.recipe != current;
-            list.push(ImageInfo { disk_bytes: self.disk_bytes(&key), stale, manifest });
+            let disk_bytes = self.disk_bytes(&key);
+            list.push(ImageInfo { disk_bytes, shared_bytes: 0, layers: 1, stale, manifest });
         }
+        list.extend(self.list_layered()?);
         list.sort_by(|a, b| {
             (&a.manifest.name, a.manifest.created).cmp(&(&b.manifest.name, b.manifest.created))
         });
@@ -246,6 +297,11 @@ impl Store {
             vec![name.to_owned()]
         } else {
             let found = self.matching(name)?;
+            if found.is_empty()
+                && let Some(removed) = self.remove_layered(name)?
+            {
+                return Ok(removed);
+            }
             if found.is_empty() || found.iter().any(|(_, manifest)| manifest.name != name) {
                 vec![self.one(name)?.0]
             } else {
@@ -265,6 +321,9 @@ impl Store {
     /// Reads a whole image and compares it with its digest. Opening one checks only its size and
     /// its first block.
     pub fn verify(&self, name: &str, progress: &mut dyn Progress) -> Result<(), StoreError> {
+        if self.matching(name)?.is_empty() && self.verify_layered(name, progress)? {
+            return Ok(());
+        }
         let (key, manifest) = self.one(name)?;
         let image = self.opened(&key)?.ok_or_else(|| self.unknown(name))?;
         let total = Some(image.size);
@@ -437,13 +496,18 @@ impl Store {
         }
     }
 
-    fn unknown(&self, name: &str) -> StoreError {
+    pub(crate) fn unknown(&self, name: &str) -> StoreError {
         let mut known: Vec<String> =
             self.manifests().unwrap_or_default().into_iter().map(|(_, m)| m.name).collect();
+        known.extend(self.tag_names());
         known.sort();
         known.dedup();
         let known = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
         StoreError::Unknown { name: name.to_owned(), known }
+    }
+
+    pub(crate) fn flat_disk_bytes(&self) -> Result<u64, StoreError> {
+        Ok(self.images.keys()?.iter().map(|key| self.disk_bytes(key)).sum())
     }
 
     fn disk_bytes(&self, key: &str) -> u64 {
@@ -469,16 +533,20 @@ fn seal(
         .map_err(CacheError::of("read", &path))?;
     image.sync_all().map_err(CacheError::of("sync", &path))?;
 
-    let path = dir.join(MANIFEST);
-    let json = serde_json::to_vec_pretty(&manifest(digest))
-        .map_err(|e| CacheError::of("describe", &path)(e.into()))?;
-    create(&path)?
-        .write_all(&json)
-        .and_then(|()| File::open(&path)?.sync_all())
-        .map_err(CacheError::of("write", &path))
+    write_json(&dir.join(MANIFEST), &manifest(digest))
 }
 
-fn create(path: &Path) -> Result<File, CacheError> {
+/// Writes a new file that outlives a power cut.
+pub(crate) fn write_json(path: &Path, contents: &impl Serialize) -> Result<(), CacheError> {
+    let json = serde_json::to_vec_pretty(contents)
+        .map_err(|e| CacheError::of("describe", path)(e.into()))?;
+    create(path)?
+        .write_all(&json)
+        .and_then(|()| File::open(path)?.sync_all())
+        .map_err(CacheError::of("write", path))
+}
+
+pub(crate) fn create(path: &Path) -> Result<File, CacheError> {
     File::options()
         .read(true)
         .write(true)
@@ -504,7 +572,10 @@ pub(crate) fn superblock(file: &mut File) -> io::Result<Result<Superblock, Super
 }
 
 /// The full disk somewhere behind an error.
-fn full_disk(path: &Path, error: &(dyn std::error::Error + 'static)) -> Option<CacheError> {
+pub(crate) fn full_disk(
+    path: &Path,
+    error: &(dyn std::error::Error + 'static),
+) -> Option<CacheError> {
     let mut at = Some(error);
     while let Some(error) = at {
         let io = match error.downcast_ref::<WriteError>() {
@@ -521,6 +592,6 @@ fn full_disk(path: &Path, error: &(dyn std::error::Error + 'static)) -> Option<C
     None
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -7,6 +7,7 @@ pub(super) const INODE: usize = 64;
 /// Inode numbers count slots of this size from the start of the metadata.
 pub(super) const SLOT: usize = 32;
 pub(super) const DIRENT: usize = 12;
+const XATTR_HEADER: usize = 12;
 const SUPERBLOCK_AT: usize = 1024;
 const SUPERBLOCK: usize = 128;
 const MAGIC: u32 = 0xe0f5_e1e2;
@@ -113,6 +114,24 @@ impl Meta {
         Self { mode: 0o755, uid: 0, gid: 0, mtime: Time::default(), xattrs: Box::default() }
     }
 
+    /// What hides a name of the layers below.
+    pub(super) fn whiteout() -> Self {
+        Self { mode: 0, ..Self::implied_dir() }
+    }
+
+    /// Marks a directory as one that hides what the layers below have in its place. `None` when
+    /// there is no room for the mark.
+    pub(super) fn hide_below(&mut self) -> Option<()> {
+        let mut area = self.xattrs.to_vec();
+        if area.is_empty() {
+            area.resize(XATTR_HEADER, 0);
+        }
+        push_xattr(&mut area, 4, b"overlay.opaque", b"y")?;
+        xattr_count(area.len())?;
+        self.xattrs = area.into();
+        Some(())
+    }
+
     /// `None` when the extended attributes are more than an inode can hold.
     pub(super) fn of(entry: &Entry) -> Option<Self> {
         Some(Self {
@@ -131,25 +150,28 @@ impl Meta {
 /// (`trusted.overlay.*`, `user.overlay.*`): the image becomes the lower layer of an overlay, and
 /// an archive must not hide or redirect what the guest sees there.
 fn encode_xattrs(entry: &Entry) -> Option<Box<[u8]>> {
-    let mut area = vec![0; 12];
+    let mut area = vec![0; XATTR_HEADER];
     for (name, value) in &entry.xattrs {
-        let Some((index, suffix)) = xattr_prefix(name) else { continue };
-        let (Ok(name_len), Ok(value_len)) =
-            (u8::try_from(suffix.len()), u16::try_from(value.len()))
-        else {
-            return None;
-        };
-        area.extend_from_slice(&[name_len, index]);
-        area.extend_from_slice(&value_len.to_le_bytes());
-        area.extend_from_slice(suffix);
-        area.extend_from_slice(value);
-        area.resize(area.len().next_multiple_of(4), 0);
+        if let Some((index, suffix)) = xattr_prefix(name) {
+            push_xattr(&mut area, index, suffix, value)?;
+        }
     }
-    if area.len() == 12 {
+    if area.len() == XATTR_HEADER {
         return Some(Box::default());
     }
     xattr_count(area.len())?;
     Some(area.into())
+}
+
+fn push_xattr(area: &mut Vec<u8>, index: u8, suffix: &[u8], value: &[u8]) -> Option<()> {
+    let (name_len, value_len) =
+        (u8::try_from(suffix.len()).ok()?, u16::try_from(value.len()).ok()?);
+    area.extend_from_slice(&[name_len, index]);
+    area.extend_from_slice(&value_len.to_le_bytes());
+    area.extend_from_slice(suffix);
+    area.extend_from_slice(value);
+    area.resize(area.len().next_multiple_of(4), 0);
+    Some(())
 }
 
 fn xattr_prefix(name: &[u8]) -> Option<(u8, &[u8])> {
@@ -169,7 +191,7 @@ fn xattr_prefix(name: &[u8]) -> Option<(u8, &[u8])> {
 
 /// The length of the inline area as the inode states it.
 fn xattr_count(len: usize) -> Option<u16> {
-    if len == 0 { Some(0) } else { u16::try_from((len - 12) / 4 + 1).ok() }
+    if len == 0 { Some(0) } else { u16::try_from((len - XATTR_HEADER) / 4 + 1).ok() }
 }
 
 /// `stat` bits and directory entry types of what an image can hold.
@@ -179,6 +201,8 @@ pub(super) enum Type {
     Dir,
     Fifo,
     Symlink,
+    /// With the number 0/0, which is the overlay's sign that a name is gone.
+    Char,
 }
 
 impl Type {
@@ -188,6 +212,7 @@ impl Type {
             Self::Dir => 0o040_000,
             Self::Fifo => 0o010_000,
             Self::Symlink => 0o120_000,
+            Self::Char => 0o020_000,
         }
     }
 
@@ -197,6 +222,7 @@ impl Type {
             Self::Dir => 2,
             Self::Fifo => 5,
             Self::Symlink => 7,
+            Self::Char => 3,
         }
     }
 }

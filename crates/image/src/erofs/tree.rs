@@ -12,6 +12,17 @@ pub(super) struct NodeId(u32);
 pub(super) struct Node {
     pub(super) meta: Meta,
     pub(super) body: Body,
+    /// A directory that no entry describes.
+    implied: bool,
+    /// A directory that hides what is below it.
+    opaque: bool,
+}
+
+impl Node {
+    fn implied_dir() -> Self {
+        let body = Body::Dir(BTreeMap::new());
+        Self { meta: Meta::implied_dir(), body, implied: true, opaque: false }
+    }
 }
 
 #[derive(Debug)]
@@ -26,6 +37,7 @@ pub(super) enum Body {
     },
     Symlink(Box<[u8]>),
     Fifo,
+    Whiteout,
 }
 
 impl Body {
@@ -35,6 +47,7 @@ impl Body {
             Self::File { .. } => Type::File,
             Self::Symlink(_) => Type::Symlink,
             Self::Fifo => Type::Fifo,
+            Self::Whiteout => Type::Char,
         }
     }
 }
@@ -49,6 +62,8 @@ pub(super) enum Obstacle {
     Missing,
     /// A hard link to a directory, or anything but a directory in the place of the root.
     Directory,
+    /// An inode has no room for the mark.
+    Attributes,
 }
 
 #[derive(Debug)]
@@ -60,7 +75,7 @@ pub(super) const ROOT: NodeId = NodeId(0);
 
 impl Tree {
     pub(super) fn new() -> Self {
-        Self { nodes: vec![Node { meta: Meta::implied_dir(), body: Body::Dir(BTreeMap::new()) }] }
+        Self { nodes: vec![Node::implied_dir()] }
     }
 
     /// Nodes ever made, replaced ones included.
@@ -92,11 +107,13 @@ impl Tree {
             && is_dir
             && matches!(self.node(old).body, Body::Dir(_))
         {
-            self.nodes[old.0 as usize].meta = meta;
+            let node = &mut self.nodes[old.0 as usize];
+            node.meta = meta;
+            node.implied = false;
             return Ok(());
         }
         let (parent, name) = self.parent(path)?;
-        let id = self.push(Node { meta, body });
+        let id = self.push(Node { meta, body, implied: false, opaque: false });
         self.children(parent).insert(name, id);
         Ok(())
     }
@@ -136,9 +153,66 @@ impl Tree {
         }
     }
 
+    /// Hides what the layers below have at `path`. What is there in this layer stays: a whiteout is
+    /// about other layers, wherever in its own it comes.
+    pub(super) fn whiteout(&mut self, path: &TarPath) -> Result<(), Obstacle> {
+        match self.find(path) {
+            None => self.insert(path, Meta::whiteout(), Body::Whiteout),
+            Some(id) if matches!(self.node(id).body, Body::Dir(_)) => self.mark(id),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Hides what the layers below have in the directory at `path`, which is made if need be.
+    pub(super) fn hide_below(&mut self, path: &TarPath) -> Result<(), Obstacle> {
+        let id = self.directory(path.names())?;
+        self.mark(id)
+    }
+
+    pub(super) fn is_opaque(&self, id: NodeId) -> bool {
+        self.node(id).opaque
+    }
+
+    /// Paths of the directories that no entry describes, the root's among them.
+    pub(super) fn implied(&self) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        let mut open = vec![(ROOT, Vec::new())];
+        while let Some((id, path)) = open.pop() {
+            let node = self.node(id);
+            let Body::Dir(children) = &node.body else { continue };
+            for (name, &child) in children {
+                if matches!(self.node(child).body, Body::Dir(_)) {
+                    let mut below: Vec<u8> = path.clone();
+                    if !below.is_empty() {
+                        below.push(b'/');
+                    }
+                    below.extend_from_slice(name);
+                    open.push((child, below));
+                }
+            }
+            if node.implied {
+                found.push(path);
+            }
+        }
+        found.sort();
+        found
+    }
+
+    fn mark(&mut self, id: NodeId) -> Result<(), Obstacle> {
+        let node = &mut self.nodes[id.0 as usize];
+        if !std::mem::replace(&mut node.opaque, true) {
+            node.meta.hide_below().ok_or(Obstacle::Attributes)?;
+        }
+        Ok(())
+    }
+
     fn parent(&mut self, path: &TarPath) -> Result<(NodeId, Box<[u8]>), Obstacle> {
         let mut names: Vec<&[u8]> = path.names().collect();
         let last = names.pop().ok_or(Obstacle::Directory)?;
+        Ok((self.directory(names.into_iter())?, last.into()))
+    }
+
+    fn directory<'a>(&mut self, names: impl Iterator<Item = &'a [u8]>) -> Result<NodeId, Obstacle> {
         let mut at = ROOT;
         for name in names {
             let Body::Dir(children) = &self.node(at).body else {
@@ -147,15 +221,14 @@ impl Tree {
             at = match children.get(name) {
                 Some(&child) => child,
                 None => {
-                    let dir = Node { meta: Meta::implied_dir(), body: Body::Dir(BTreeMap::new()) };
-                    let child = self.push(dir);
+                    let child = self.push(Node::implied_dir());
                     self.children(at).insert(name.into(), child);
                     child
                 }
             };
         }
         match self.node(at).body {
-            Body::Dir(_) => Ok((at, last.into())),
+            Body::Dir(_) => Ok(at),
             _ => Err(Obstacle::NotADirectory),
         }
     }

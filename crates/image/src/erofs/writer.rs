@@ -81,8 +81,7 @@ pub struct Summary {
 
 /// Collects entries; [`finish`](Self::finish) makes the image whole.
 ///
-/// Of two entries with one path the later wins. Layers with whiteouts can be put on top of this:
-/// a whiteout is a [`remove`](Self::remove).
+/// Of two entries with one path the later wins.
 #[derive(Debug)]
 pub struct Writer<W> {
     out: W,
@@ -93,6 +92,14 @@ pub struct Writer<W> {
     tail_bytes: usize,
     metadata_bytes: u64,
     devices_skipped: u64,
+    /// What is hidden of the layers below, until all entries are known.
+    hidden: Vec<Hidden>,
+}
+
+#[derive(Debug)]
+enum Hidden {
+    Name(TarPath),
+    Below(TarPath),
 }
 
 impl<W: Read + Write + Seek> Writer<W> {
@@ -107,6 +114,7 @@ impl<W: Read + Write + Seek> Writer<W> {
             tail_bytes: 0,
             metadata_bytes: 0,
             devices_skipped: 0,
+            hidden: Vec::new(),
         })
     }
 
@@ -154,15 +162,65 @@ impl<W: Read + Write + Seek> Writer<W> {
                 self.tree.insert(&path, meta, body)
             }
         };
-        done.map_err(|obstacle| match obstacle {
-            Obstacle::NotADirectory => WriteError::BelowFile { path },
-            Obstacle::Directory | Obstacle::Missing => WriteError::Directory { path },
-        })
+        done.map_err(|obstacle| obstacle_at(obstacle, path))
     }
 
     /// Takes a path and all below it out again.
     pub fn remove(&mut self, path: &TarPath) -> Result<(), WriteError> {
         self.tree.remove(path).map_err(|_| WriteError::Directory { path: path.clone() })
+    }
+
+    /// Hides what the layers below this one have at `path`, unless this one has something there:
+    /// then it hides what is below that. In the image it is a character device 0/0, or the mark of
+    /// an opaque directory, as overlayfs understands them.
+    pub fn whiteout(&mut self, path: TarPath) -> Result<(), WriteError> {
+        self.hide(Hidden::Name(path))
+    }
+
+    /// Hides what the layers below this one have in the directory at `path`.
+    pub fn hide_below(&mut self, path: TarPath) -> Result<(), WriteError> {
+        self.hide(Hidden::Below(path))
+    }
+
+    /// Takes a device out of the layers below, since it cannot be put in its place.
+    pub fn skip_device(&mut self, path: TarPath) -> Result<(), WriteError> {
+        self.devices_skipped += 1;
+        self.remove(&path)?;
+        self.whiteout(path)
+    }
+
+    /// Puts what is hidden into the tree. [`finish`](Self::finish) does it too.
+    pub fn settle_whiteouts(&mut self) -> Result<(), WriteError> {
+        for hidden in std::mem::take(&mut self.hidden) {
+            within("entries", self.tree.len() as u64, u64::from(self.limits.entries))?;
+            let (done, path) = match hidden {
+                Hidden::Name(path) => (self.tree.whiteout(&path), path),
+                Hidden::Below(path) => (self.tree.hide_below(&path), path),
+            };
+            done.map_err(|obstacle| obstacle_at(obstacle, path))?;
+        }
+        Ok(())
+    }
+
+    /// Paths of the directories that are there because of what is in them, not because an entry
+    /// describes them. An overlay takes their owner and mode all the same.
+    pub fn implied_directories(&self) -> Vec<Vec<u8>> {
+        self.tree.implied()
+    }
+
+    /// Whether all layers below are hidden.
+    pub fn hides_all(&self) -> bool {
+        self.tree.is_opaque(ROOT)
+    }
+
+    fn hide(&mut self, hidden: Hidden) -> Result<(), WriteError> {
+        let (Hidden::Name(path) | Hidden::Below(path)) = &hidden;
+        self.metadata_bytes += path.as_bytes().len() as u64;
+        within("bytes of names and attributes", self.metadata_bytes, self.limits.metadata_bytes)?;
+        let entries = self.tree.len() as u64 + self.hidden.len() as u64;
+        within("entries", entries, u64::from(self.limits.entries))?;
+        self.hidden.push(hidden);
+        Ok(())
     }
 
     /// Whether there is something at `path`.
@@ -197,6 +255,7 @@ impl<W: Read + Write + Seek> Writer<W> {
 
     /// Writes directories, inodes and the superblock; returns the output for what is to follow.
     pub fn finish(mut self) -> Result<(W, Summary), WriteError> {
+        self.settle_whiteouts()?;
         let plan = Plan::of(&self.tree, self.blocks);
         let meta = plan.meta_block;
         let end = u64::from(meta) * BLOCK as u64 + plan.meta_bytes;
@@ -265,6 +324,14 @@ impl<W: Read + Write + Seek> Writer<W> {
             None
         };
         Ok(Body::File { size, first_block, tail })
+    }
+}
+
+fn obstacle_at(obstacle: Obstacle, path: TarPath) -> WriteError {
+    match obstacle {
+        Obstacle::NotADirectory => WriteError::BelowFile { path },
+        Obstacle::Directory | Obstacle::Missing => WriteError::Directory { path },
+        Obstacle::Attributes => WriteError::Attributes { path },
     }
 }
 
