@@ -32,8 +32,9 @@ pub(crate) async fn fetch(
     let mut doubted = partial.have() > 0;
     let mut sink = Sink::new(partial);
     let mut patience = Patience::default();
+    // What came twice is no progress: a registry without ranges would be asked for ever.
+    let mut furthest = sink.have;
     loop {
-        let before = sink.have;
         match stream(session, blob, &mut sink).await {
             Ok(()) => match sink.finish(blob).await? {
                 None => {
@@ -54,7 +55,8 @@ pub(crate) async fn fetch(
             Err(fault) => {
                 sink.flush().await?;
                 sink.settle().await?;
-                if sink.have >= before + FURTHER {
+                if sink.have >= furthest.saturating_add(FURTHER) {
+                    furthest = sink.have;
                     patience.restore();
                 }
                 if let Fault::Final(PullError::Length { .. }) = fault {

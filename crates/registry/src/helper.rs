@@ -11,7 +11,7 @@ use wire::text::Secret;
 use zeroize::Zeroizing;
 
 use crate::credentials::Login;
-use crate::error::shown;
+use crate::shown::shown;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST_ANSWER: usize = 64 << 10;

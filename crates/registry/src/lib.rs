@@ -20,6 +20,7 @@ mod pull;
 mod retry;
 mod session;
 mod settings;
+mod shown;
 mod signature;
 mod upstream;
 

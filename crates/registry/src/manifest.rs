@@ -12,8 +12,8 @@ use oci_client::manifest::{
 use serde::Deserialize;
 
 use crate::digest::Digest;
-use crate::error::shown;
 use crate::platform::Platform;
+use crate::shown::shown;
 
 /// The longest manifest, list or configuration that is read, in bytes: what registries take.
 pub const LONGEST: usize = 4 << 20;

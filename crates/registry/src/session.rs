@@ -17,11 +17,12 @@ use zeroize::Zeroizing;
 
 use crate::challenge::{self, Challenge};
 use crate::credentials::{Credentials, Login};
-use crate::error::{PullError, shown};
+use crate::error::PullError;
 use crate::name::{NameError, Source};
 use crate::policy::{Allow, Contact, Purpose};
 use crate::progress::Progress;
 use crate::retry;
+use crate::shown::shown;
 use crate::upstream::{Upstream, reason};
 
 const MOST_REDIRECTS: usize = 5;

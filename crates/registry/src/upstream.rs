@@ -120,5 +120,5 @@ pub(crate) fn reason(error: &reqwest::Error) -> String {
     }
     // Each layer of the client repeats what the one below said.
     let last = causes.pop().unwrap_or_else(|| "the request failed".into());
-    crate::error::shown(&last)
+    crate::shown::shown(&last)
 }
