@@ -12,6 +12,7 @@ use crate::layers::Verity;
 
 const BLOCK: usize = 4096;
 const HASH: usize = 32;
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
 const PER_BLOCK: u64 = (BLOCK / HASH) as u64;
 
 /// Where each level of the tree is, that over the data first. On disk the topmost comes first.
@@ -121,8 +122,7 @@ fn hash(
         file.read_exact(&mut buf[..step * BLOCK])?;
         for data in buf[..step * BLOCK].chunks_exact(BLOCK) {
             done += 1;
-            let is_zero = data.iter().all(|&b| b == 0);
-            let hash = if is_zero { zeros } else { Sha256::digest(data).into() };
+            let hash = if data == ZEROS { zeros } else { Sha256::digest(data).into() };
             put(hash, done == data_blocks)?;
         }
         read(done * BLOCK as u64);

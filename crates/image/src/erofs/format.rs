@@ -122,11 +122,22 @@ impl Meta {
     /// Marks a directory as one that hides what the layers below have in its place. `None` when
     /// there is no room for the mark.
     pub(super) fn hide_below(&mut self) -> Option<()> {
+        self.mark(b"overlay.opaque", b"y")
+    }
+
+    /// Marks a directory as one that may have whiteouts, which the overlay else lists by their names
+    /// where no other layer has the directory too (`ovl_get_inode` in `fs/overlayfs/inode.c` looks
+    /// for this attribute, whatever its value).
+    pub(super) fn has_whiteouts(&mut self) -> Option<()> {
+        self.mark(b"overlay.origin", b"")
+    }
+
+    fn mark(&mut self, suffix: &[u8], value: &[u8]) -> Option<()> {
         let mut area = self.xattrs.to_vec();
         if area.is_empty() {
             area.resize(XATTR_HEADER, 0);
         }
-        push_xattr(&mut area, 4, b"overlay.opaque", b"y")?;
+        push_xattr(&mut area, 4, suffix, value)?;
         xattr_count(area.len())?;
         self.xattrs = area.into();
         Some(())

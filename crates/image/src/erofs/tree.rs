@@ -16,12 +16,14 @@ pub(super) struct Node {
     implied: bool,
     /// A directory that hides what is below it.
     opaque: bool,
+    /// A directory with whiteouts in it.
+    has_whiteouts: bool,
 }
 
 impl Node {
     fn implied_dir() -> Self {
         let body = Body::Dir(BTreeMap::new());
-        Self { meta: Meta::implied_dir(), body, implied: true, opaque: false }
+        Self { meta: Meta::implied_dir(), body, implied: true, opaque: false, has_whiteouts: false }
     }
 }
 
@@ -113,7 +115,8 @@ impl Tree {
             return Ok(());
         }
         let (parent, name) = self.parent(path)?;
-        let id = self.push(Node { meta, body, implied: false, opaque: false });
+        let id =
+            self.push(Node { meta, body, implied: false, opaque: false, has_whiteouts: false });
         self.children(parent).insert(name, id);
         Ok(())
     }
@@ -157,7 +160,15 @@ impl Tree {
     /// about other layers, wherever in its own it comes.
     pub(super) fn whiteout(&mut self, path: &TarPath) -> Result<(), Obstacle> {
         match self.find(path) {
-            None => self.insert(path, Meta::whiteout(), Body::Whiteout),
+            None => {
+                self.insert(path, Meta::whiteout(), Body::Whiteout)?;
+                let (parent, _) = self.parent(path)?;
+                let node = &mut self.nodes[parent.0 as usize];
+                if !std::mem::replace(&mut node.has_whiteouts, true) {
+                    node.meta.has_whiteouts().ok_or(Obstacle::Attributes)?;
+                }
+                Ok(())
+            }
             Some(id) if matches!(self.node(id).body, Body::Dir(_)) => self.mark(id),
             Some(_) => Ok(()),
         }

@@ -13,6 +13,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 /// Tails held in memory until their inodes are written. Beyond it they get blocks of their own.
 const MAX_TAIL_BYTES: usize = 256 << 20;
 
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
 /// Why an image could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -305,7 +307,7 @@ impl<W: Read + Write + Seek> Writer<W> {
             contents.read_exact(&mut buf[..step]).map_err(failed)?;
             let padded = step.next_multiple_of(BLOCK);
             buf[step..padded].fill(0);
-            if buf[..padded].iter().all(|&b| b == 0) {
+            if buf[..padded].chunks(BLOCK).all(|block| block == ZEROS) {
                 // A hole on the host's disk. Metadata always follows, so the end is never one.
                 let by = i64::try_from(padded).unwrap_or(0);
                 self.out.seek(SeekFrom::Current(by)).map_err(WriteError::Write)?;
