@@ -96,7 +96,7 @@ pub(crate) fn role(role: api::Role) -> policy::Role {
 
 /// What the API says of an image.
 pub(crate) fn image_info(info: supervisor::ImageInfo) -> api::Image {
-    let supervisor::ImageInfo { manifest, disk_bytes, stale } = info;
+    let supervisor::ImageInfo { manifest, disk_bytes, stale, .. } = info;
     api::Image {
         name: manifest.name,
         digest: manifest.digest,
