@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -10,6 +11,7 @@ use rustix::fs::{Mode, Uid};
 use rustix::mount::{MountFlags, mount};
 use wire::disk::{TABLE_BYTES, Table};
 use wire::envelope::key_from_hex;
+use wire::op::{ErrorCode, OpError};
 
 use crate::device_mapper::DeviceMapper;
 
@@ -87,8 +89,8 @@ pub(crate) fn mount_root(arguments: &Arguments, changes_bytes: u64) -> Result<()
     match &arguments.scratch_device {
         Some(name) => {
             let device = device(name)?;
-            // Nobody needs what is on it after the machine: no barriers, no order of data.
-            let options = c"nobarrier";
+            // Nobody needs what is on it after the machine. What is removed is the host's again.
+            let options = c"nobarrier,discard";
             step(
                 "mount the disk for changes",
                 mount(
@@ -178,6 +180,25 @@ pub(crate) fn directory_of_user(name: &str) -> Result<(), BootError> {
         step(format!("own /{name}"), rustix::fs::chown(&path, owner, group))?;
     }
     Ok(())
+}
+
+/// Makes the directory that an image names for its tasks, where there is none. With the sandbox's
+/// root as `/`.
+pub(crate) fn directory_of_image(path: &[u8]) -> Result<(), OpError> {
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    if !path.is_absolute() {
+        let message = format!("working directory {}: is not absolute", path.display());
+        return Err(OpError::new(ErrorCode::Invalid, message));
+    }
+    if path.is_dir() {
+        return Ok(());
+    }
+    let made = fs::create_dir_all(path)
+        .and_then(|()| std::os::unix::fs::chown(path, Some(1000), Some(1000)));
+    made.map_err(|error| {
+        let message = format!("make the image's working directory {}: {error}", path.display());
+        OpError::new(ErrorCode::Failed, message)
+    })
 }
 
 impl<'a> Words<'a> {

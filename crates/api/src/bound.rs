@@ -272,7 +272,7 @@ number! {
     /// Guest memory.
     MemoryMb: u32, 128..=1048576, " MiB";
     /// Scratch disk.
-    DiskGb: u32, 1..=65536, " GiB";
+    DiskGb: u32, 1..=16384, " GiB";
     /// A time to live, an idle time or a task's time; a year at most.
     Seconds: u64, 1..=31536000, " seconds";
     /// Between TERM and KILL.

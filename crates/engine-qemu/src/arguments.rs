@@ -73,11 +73,17 @@ impl Disk {
 /// Translated code that is kept, in MiB. QEMU would take 1 GiB of address space otherwise.
 const TRANSLATION_MB: u32 = 256;
 
+/// Most threads that QEMU has for its disks.
+const DISK_THREADS: u32 = 64;
+/// Address space that each of these reserves, with one arena of memory for all.
+const STACK_MB: u32 = 10;
+
 impl Machine {
     /// Bound of QEMU's address space in bytes: guest memory, translated code, and what its
-    /// libraries and threads reserve.
+    /// libraries and threads reserve, those that read and write disks among them.
     pub(crate) fn address_space(&self) -> u64 {
-        u64::from(self.memory_mb + TRANSLATION_MB + 1024 + 64 * self.cpus) << 20
+        let others = 1024 + 64 * self.cpus + DISK_THREADS * STACK_MB;
+        u64::from(self.memory_mb + TRANSLATION_MB + others) << 20
     }
 
     /// Bytes of the largest disk that is written to.
@@ -129,6 +135,8 @@ impl Machine {
                     (*description, format!("{name}-files"))
                 }
             };
+            // A full disk of the host is an error to who writes, and does not stop the machine.
+            let on_error = if disk.writable { ",werror=report,rerror=report" } else { "" };
             let read_only = if disk.writable { "off,discard=unmap" } else { "on" };
             option("-add-fd", format!("fd={first},set={set}"));
             option(
@@ -144,7 +152,7 @@ impl Machine {
                     format!("driver=vmdk,node-name={name},file={node},read-only=on"),
                 );
             }
-            option("-device", format!("virtio-blk-device,drive={name},serial={name}"));
+            option("-device", format!("virtio-blk-device,drive={name},serial={name}{on_error}"));
             set += disk.sets();
         }
         option("-chardev", format!("socket,id=carrier,fd={}{listen}", at.carrier));

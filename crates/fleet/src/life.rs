@@ -148,6 +148,8 @@ impl Manager {
             // On the host's kernel there is no number to ask for again.
             cpus: row.cpu.filter(|_| row.isolation != Some(api::Isolation::Process)),
             memory_mb: row.memory_mb,
+            disk_gb: row.disk_gb,
+            starts_where_image_says: crate::run::starts_where_image_says(&row.mounts),
             image: image(&row),
             engine: row.engine.clone(),
             min_isolation: crate::rules::least(&row),

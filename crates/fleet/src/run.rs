@@ -138,6 +138,8 @@ impl Manager {
             name: None,
             cpus: create.cpu,
             memory_mb: row.memory_mb,
+            disk_gb: row.disk_gb,
+            starts_where_image_says: starts_where_image_says(&create.mounts),
             image: create.image.as_ref().map(|_| image(&row.image)),
             kernel,
             engine: create.engine.clone(),
@@ -255,6 +257,11 @@ impl Manager {
         count(&self.counters.destroyed);
         Ok(())
     }
+}
+
+/// Whether its tasks start where the image says: who brings a workspace starts in that.
+pub(crate) fn starts_where_image_says(mounts: &[api::Mount]) -> bool {
+    !mounts.iter().any(|mount| mount.guest_path.trim_end_matches('/') == "/workspace")
 }
 
 fn image(name: &str) -> ImageRef {

@@ -45,6 +45,14 @@ pub enum Error {
     /// The kernel or the initramfs is not usable.
     #[error(transparent)]
     Boot(#[from] image::boot::BootError),
+    /// There is no room for what the sandbox changes.
+    #[error("cannot make the sandbox's disk in {}: {source}", .directory.display())]
+    Scratch {
+        /// Where.
+        directory: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The engine failed.
     #[error("cannot start the machine")]
     Engine(#[source] EngineError),
@@ -122,6 +130,7 @@ impl Error {
             Self::Image(_)
             | Self::Store(_)
             | Self::Boot(_)
+            | Self::Scratch { .. }
             | Self::Engine(_)
             | Self::MachineEnded(_)
             | Self::Guest(_)

@@ -80,6 +80,11 @@ pub struct SandboxSpec {
     pub console: bool,
     /// The way out; none when absent.
     pub network: Option<Network>,
+    /// What its tasks change goes to a disk of so many GiB, which is gone with it; to its memory
+    /// when absent.
+    pub disk_gb: Option<u32>,
+    /// Its tasks start where the image says, where it says so, and not in the workspace.
+    pub starts_where_image_says: bool,
 }
 
 /// The way out of a sandbox: who takes what its tasks open, and what they are told of it.
@@ -106,6 +111,8 @@ impl Default for SandboxSpec {
             keep: false,
             console: false,
             network: None,
+            disk_gb: None,
+            starts_where_image_says: true,
         }
     }
 }
@@ -297,7 +304,7 @@ impl Plan<'_> {
     pub async fn start(self, observer: &mut dyn Observer) -> Result<Sandbox, Error> {
         let Self { spec, engine, prepared, kept, took: prepared_in } = self;
         let begun = Instant::now();
-        let Prepared { system, image, cpus } = prepared;
+        let Prepared { system, image, cpus, defaults } = prepared;
         observer.step(Step { phase: Phase::Boot, done: 0, total: None });
         let id = match spec.id {
             Some(id) => id,
@@ -340,7 +347,7 @@ impl Plan<'_> {
         let mut machine = engine.boot(boot).await.map_err(Error::Engine)?;
         let launched = begun.elapsed();
         info.pid = machine.monitor_pid().unwrap_or(0);
-        match take_up(machine.as_mut(), &info, key, record, spec.network).await {
+        match take_up(machine.as_mut(), &info, key, record, spec.network, defaults).await {
             Ok((guest, answered)) => {
                 let timings = Timings {
                     prepare_ms: milliseconds(prepared_in),
@@ -369,6 +376,7 @@ async fn take_up(
     key: link::SigningKey,
     record: Option<kept::Record>,
     network: Option<Network>,
+    defaults: Option<wire::op::Defaults>,
 ) -> Result<(Guest, Instant), Error> {
     if let Some(record) = record {
         record.complete(info)?;
@@ -381,6 +389,9 @@ async fn take_up(
     alive(machine, guest.freshen()).await?;
     if let Some(operation) = operation {
         alive(machine, guest.ask(&operation)).await?;
+    }
+    if let Some(defaults) = defaults {
+        alive(machine, guest.ask(&defaults)).await?;
     }
     Ok((guest, answered))
 }

@@ -1,8 +1,16 @@
 //! What a sandbox runs, found or made before it is started.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
 use engine::{DiskError, Disks, Guest, Isolation, System};
 use image::boot::{BootAssets, Kernel};
-use image::{ImageRef, RootImage, Store};
+use image::{ImageConfig, ImageRef, RootImage, Store};
+use wire::op::Defaults;
+use wire::text::Text;
 
 use crate::{Error, Observer, Phase, SandboxSpec, Step};
 
@@ -16,6 +24,8 @@ pub(crate) struct Prepared {
     /// The name of its root.
     pub(crate) image: String,
     pub(crate) cpus: u32,
+    /// What its image says about tasks, where that is anything.
+    pub(crate) defaults: Option<Defaults>,
 }
 
 /// Prepares a sandbox of this tier.
@@ -37,6 +47,7 @@ fn process(spec: &SandboxSpec) -> Result<Prepared, Error> {
         ("--image", spec.image.is_some(), "its programs are the host's"),
         ("--kernel", spec.kernel.is_some(), "its kernel is the host's"),
         ("--cpu", spec.cpus.is_some(), "its processors are the host's"),
+        ("--disk", spec.disk_gb.is_some(), "its disk is the host's"),
     ];
     if let Some((option, _, why)) = given.iter().find(|(_, is_given, _)| *is_given) {
         return Err(Error::Request(format!(
@@ -45,7 +56,8 @@ fn process(spec: &SandboxSpec) -> Result<Prepared, Error> {
     }
     let agent = image::boot::agent();
     let agent = agent.map_err(|error| Error::Internal(format!("carry the agent: {error}")))?;
-    Ok(Prepared { system: System::Process { agent }, image: HOST.into(), cpus: processors() })
+    let system = System::Process { agent };
+    Ok(Prepared { system, image: HOST.into(), cpus: processors(), defaults: None })
 }
 
 fn processors() -> u32 {
@@ -67,6 +79,7 @@ async fn guest(
     let store = store.clone();
     let image = spec.image.clone().unwrap_or_else(|| ImageRef::Name("base".into()));
     let kernel = spec.kernel.clone().map_or(Kernel::Ours, Kernel::File);
+    let disk_gb = spec.disk_gb;
     let (sender, mut steps) = tokio::sync::mpsc::unbounded_channel();
     let work = tokio::task::spawn_blocking(move || {
         let mut progress = |step: image::Step| {
@@ -75,18 +88,72 @@ async fn guest(
         };
         let root = store.resolve(&image, &mut progress)?;
         let assets = image::boot::assets(&store, &kernel, &mut progress)?;
-        Ok::<_, Error>((root, assets))
+        let scratch = disk_gb.map(|disk_gb| scratch(store.directory(), disk_gb)).transpose()?;
+        Ok::<_, Error>((root, assets, scratch))
     });
     while let Some(step) = steps.recv().await {
         let phase = Phase::Prepare(step.stage);
         observer.step(Step { phase, done: step.done, total: step.total });
     }
-    let (root, assets): (RootImage, BootAssets) =
+    let (root, assets, scratch): (RootImage, BootAssets, Option<File>) =
         work.await.map_err(|error| Error::Internal(error.to_string()))??;
     let BootAssets { kernel, initramfs, .. } = assets;
     let disks = root_disks(root.layers).map_err(|error| Error::Internal(error.to_string()))?;
+    let disks = match scratch {
+        Some(scratch) => disks.with_scratch(scratch),
+        None => disks,
+    };
+    let defaults = defaults(&root.config, spec.starts_where_image_says)?;
     let system = System::Guest(Guest { kernel, initramfs, disks });
-    Ok(Prepared { system, image: root.name, cpus: spec.cpus.unwrap_or_else(default_cpus) })
+    let cpus = spec.cpus.unwrap_or_else(default_cpus);
+    Ok(Prepared { system, image: root.name, cpus, defaults })
+}
+
+/// What an image says about the tasks in it. As whom they run it does not decide: files that are
+/// copied in belong to the sandbox's own user.
+fn defaults(config: &ImageConfig, with_directory: bool) -> Result<Option<Defaults>, Error> {
+    let text = |value: &str| {
+        Text::new(value)
+            .map_err(|error| Error::Request(format!("the image says {value:?}: {error}")))
+    };
+    let env = config.env.iter().map(|(name, value)| Ok((text(name)?, text(value)?)));
+    let env = env.collect::<Result<BTreeMap<_, _>, Error>>()?;
+    let directory = config.working_dir.as_deref().filter(|path| with_directory && *path != "/");
+    let cwd = directory.map(text).transpose()?;
+    let says_nothing = env.is_empty() && cwd.is_none();
+    Ok((!says_nothing).then_some(Defaults { env, cwd }))
+}
+
+/// A disk for what a sandbox changes. It has no name: its room is the host's again with the last
+/// process that has it open, however that ends.
+fn scratch(directory: &Path, disk_gb: u32) -> Result<File, Error> {
+    let failed = |source: io::Error| Error::Scratch { directory: directory.to_owned(), source };
+    let file = unnamed(directory).map_err(failed)?;
+    let mut uuid = [0; 16];
+    getrandom::fill(&mut uuid).map_err(|error| failed(io::Error::other(error)))?;
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let options = ext4::Options {
+        bytes: u64::from(disk_gb) << 30,
+        journal: false,
+        owner: (0, 0),
+        uuid,
+        time: u32::try_from(time.as_secs()).unwrap_or(u32::MAX),
+    };
+    ext4::format(&file, &options).map_err(|error| failed(io::Error::other(error)))?;
+    Ok(file)
+}
+
+fn unnamed(directory: &Path) -> io::Result<File> {
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    match rustix::fs::open(directory, flags | rustix::fs::OFlags::TMPFILE, mode) {
+        Ok(file) => Ok(file.into()),
+        // Not every file system has files without names.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
+            tempfile::tempfile_in(directory)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// An image as the disks of a machine.

@@ -50,6 +50,7 @@ operations! {
     Clock = "clock" -> Done;
     Reseed = "reseed" -> Done;
     Network = "network" -> NetworkReply;
+    Defaults = "defaults" -> Done;
     Info = "info" -> GuestInfo;
     Shutdown = "shutdown" -> Done;
 }
@@ -564,6 +565,19 @@ pub struct Network {
 pub struct NetworkReply {
     /// The variables that tell programs of the certificate, which every task has now.
     pub env: Vec<(Text, Text)>,
+}
+
+/// What the image says about the tasks that run in it, below what an [`Exec`] says. It counts for
+/// the tasks that follow.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Defaults {
+    /// Variables, over the agent's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<Text, Text>,
+    /// Absolute working directory, which is made where it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<Text>,
 }
 
 /// Asks what the guest is.

@@ -17,7 +17,7 @@ use serde::Serialize;
 use wire::connection::Event;
 use wire::envelope::Opener;
 use wire::frame::StreamId;
-use wire::op::{GuestInfo, OpError};
+use wire::op::{Defaults, GuestInfo, OpError};
 use wire::text::{Secret, Text};
 
 use crate::network::Network;
@@ -90,6 +90,8 @@ pub(crate) struct Server {
     is_settled: bool,
     /// Variables that every task has unless its caller says otherwise.
     variables: BTreeMap<Text, Secret>,
+    /// What the image says.
+    defaults: Defaults,
     processes: BTreeMap<ProcessId, Process>,
     last_process: ProcessId,
     streams: BTreeMap<StreamId, Role>,
@@ -123,6 +125,7 @@ impl Server {
             network: None,
             is_settled: false,
             variables: BTreeMap::new(),
+            defaults: Defaults::default(),
             processes: BTreeMap::new(),
             last_process: 0,
             streams: BTreeMap::new(),

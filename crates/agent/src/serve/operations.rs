@@ -8,17 +8,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use wire::frame::StreamId;
 use wire::op::{
-    AgentOpen, Attach, Clock, Command, Done, ErrorCode, Exec, Info, Network, NetworkReply, OpError,
-    Operation, ProcessList, Processes, Reseed, Resize, Shutdown, Signal, Stdin,
+    AgentOpen, Attach, Clock, Command, Defaults, Done, ErrorCode, Exec, Info, Network,
+    NetworkReply, OpError, Operation, ProcessList, Processes, Reseed, Resize, Shutdown, Signal,
+    Stdin,
 };
-use wire::text::Secret;
+use wire::text::{Secret, Text};
 use zeroize::Zeroizing;
 
 use super::{Answer, Channel, Follower, NETWORK, ProcessId, Role, Server, set_watch, token};
 use crate::log::Log;
 use crate::process::{Deadline, Feed, Kind, Named, Process, Sink, Source, check_name};
 use crate::task::{self, Entry, Spec, Task, ToolRequest};
-use crate::{freshen, network, tool, trust};
+use crate::{boot, freshen, network, tool, trust};
 
 /// Detached processes that are remembered; the oldest that has ended makes room.
 const MAX_DETACHED: usize = 64;
@@ -52,6 +53,7 @@ impl Server {
                 "the guest has no fresh time and randomness yet: send clock and reseed first",
             )),
             Network::NAME => self.network(&parse(payload)?),
+            Defaults::NAME => self.take_defaults(parse(payload)?),
             _ if !self.is_settled => {
                 self.sandbox.settle_network()?;
                 self.is_settled = true;
@@ -95,10 +97,7 @@ impl Server {
             let message = "a sandbox gets its network before its first task, and this one has none";
             return Err(OpError::new(ErrorCode::Invalid, message));
         }
-        if let Some((name, _)) = request.env.iter().find(|(name, _)| !task::is_variable(name)) {
-            let message = format!("{name:?} cannot be the name of a variable");
-            return Err(OpError::new(ErrorCode::Invalid, message));
-        }
+        check_names(request.env.iter().map(|(name, _)| name))?;
         let kernel = self.sandbox.kernel();
         let trust = request.trust.as_deref();
         let env = self.sandbox.change_root(|| trust::install(trust, kernel))?;
@@ -113,13 +112,17 @@ impl Server {
         self.sandbox.settle_network()?;
         self.is_settled = true;
         let variables = env.iter().chain(&request.env);
-        self.variables = variables
-            .map(|(name, value)| {
-                let value = Secret::new(value.as_bytes().to_vec()).expect("a text has no NUL");
-                (name.clone(), value)
-            })
-            .collect();
+        self.variables = variables.map(|(name, value)| (name.clone(), secret(value))).collect();
         Ok(Answer::Reply(value(&NetworkReply { env })))
+    }
+
+    fn take_defaults(&mut self, defaults: Defaults) -> Result<Answer, OpError> {
+        check_names(defaults.env.keys())?;
+        if let Some(cwd) = &defaults.cwd {
+            self.sandbox.change_root(|| boot::directory_of_image(cwd.as_bytes()))?;
+        }
+        self.defaults = defaults;
+        done()
     }
 
     fn exec(&mut self, id: StreamId, exec: Exec) -> Result<Answer, OpError> {
@@ -135,12 +138,14 @@ impl Server {
         let named = Named::new(&exec);
         let deadline = Deadline::new(&exec);
         let (detach, terminal) = (exec.detach, exec.tty.is_some());
-        let mut env = self.variables.clone();
+        let of_image = self.defaults.env.iter().map(|(name, value)| (name.clone(), secret(value)));
+        let mut env: BTreeMap<_, _> = of_image.collect();
+        env.extend(self.variables.clone());
         env.extend(exec.env);
         let spec = Spec {
             entry: Entry::Command(exec.command),
             user: exec.user,
-            cwd: exec.cwd,
+            cwd: exec.cwd.or_else(|| self.defaults.cwd.clone()),
             env,
             tty: exec.tty,
             stdin: exec.stdin,
@@ -323,6 +328,20 @@ impl Server {
             dropped: (0, 0),
         })))
     }
+}
+
+fn check_names<'a>(names: impl IntoIterator<Item = &'a Text>) -> Result<(), OpError> {
+    match names.into_iter().find(|name| !task::is_variable(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let message = format!("{name:?} cannot be the name of a variable");
+            Err(OpError::new(ErrorCode::Invalid, message))
+        }
+    }
+}
+
+fn secret(value: &Text) -> Secret {
+    Secret::new(value.as_bytes().to_vec()).expect("a text has no NUL")
 }
 
 fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, OpError> {

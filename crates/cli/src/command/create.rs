@@ -55,7 +55,7 @@ pub(crate) struct SpecArgs {
     memory: Option<u32>,
 
     /// Scratch disk in GiB [default: in memory]
-    #[arg(long, value_name = "GIB")]
+    #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..=16384))]
     disk: Option<u32>,
 
     /// Root file system: the name of an image of the server [default: base]

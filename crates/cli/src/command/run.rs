@@ -83,6 +83,12 @@ struct MachineArgs {
     #[arg(short, long, value_name = "SIZE", value_parser = units::memory_mb)]
     memory: Option<u32>,
 
+    /// Keep what the command changes on a disk of this size, in GiB [default: in memory]
+    ///
+    /// The disk takes up what is written to it, and is gone with the machine.
+    #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..=16384))]
+    disk: Option<u32>,
+
     /// Root file system: the name of an image, or the path of an EROFS, ext4 or tar file
     /// [default: base]
     #[arg(long, value_name = "NAME|PATH", env = "SANDFORGE_IMAGE")]
@@ -232,6 +238,7 @@ impl RunArgs {
                 image,
                 cpu: self.machine.cpu,
                 memory_mb: Some(memory_mb),
+                disk_gb: self.machine.disk,
                 engine: self.machine.engine,
                 min_isolation: self.machine.min_isolation.map(tier),
                 mounts: files.mounts()?,

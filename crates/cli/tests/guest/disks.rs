@@ -4,9 +4,10 @@ use std::fs::File;
 
 use engine::{Attachment, BootSpec, Disks, Guest, Layer, System};
 use image::erofs::{Limits, from_tar};
+use supervisor::SandboxSpec;
 use supervisor::wire::envelope::key_to_hex;
 
-use crate::support::{block_on, engines, run_in, shell, supervisor};
+use crate::support::{block_on, engines, run_in, sh, shell, supervisor, with_spec};
 
 /// A layer of these files.
 fn layer(files: &[(&str, &str)]) -> Layer {
@@ -105,4 +106,23 @@ fn what_is_changed_goes_to_the_scratch_disk_where_there_is_one() {
     for printed in printed(disks, line) {
         assert_eq!(printed.trim(), "600000000");
     }
+}
+
+#[test]
+fn a_sandbox_has_the_disk_that_it_asked_for_and_no_more() {
+    let spec =
+        SandboxSpec { cpus: Some(1), memory_mb: 256, disk_gb: Some(1), ..SandboxSpec::default() };
+    with_spec(&spec, async |guest| {
+        let room = sh(guest, "df --output=size,fstype -B1M / | tail -1").await.ok();
+        let megabytes: u64 = room.split_whitespace().next().unwrap().parse().unwrap();
+        assert!((900..=1024).contains(&megabytes), "{room}");
+        let full =
+            sh(guest, "head -c 1200000000 /dev/zero > /workspace/big; echo still here").await;
+        assert!(full.stderr.contains("No space left on device"), "{full:?}");
+        assert_eq!(full.stdout, "still here\n");
+        assert_eq!(
+            sh(guest, "rm /workspace/big && echo x > /workspace/small").await.code(),
+            Some(0)
+        );
+    });
 }
