@@ -142,13 +142,17 @@ impl Supervisor {
     /// # Errors
     /// `Store` where the cache directory cannot be used.
     pub fn new(launcher: Launcher) -> Result<Self, Error> {
-        let store = image::Store::open_default()?;
+        Ok(Self::with_store(launcher, image::Store::open_default()?))
+    }
+
+    /// The same with another image store than the user's.
+    pub fn with_store(launcher: Launcher, store: image::Store) -> Self {
         let kvm = Kvm::new(store.directory());
         let process = ProcessEngine::new(image::boot::agent);
-        Ok(Self::with_engines(
+        Self::with_engines(
             store,
             vec![Box::new(kvm), Box::new(Qemu::new(launcher)), Box::new(process)],
-        ))
+        )
     }
 
     /// One with these engines, strongest first: for tests with [`engine::mock::Mock`].

@@ -5,6 +5,7 @@ mod disks;
 mod end;
 mod exec;
 mod files;
+mod image;
 mod internet;
 mod isolation;
 mod network;
