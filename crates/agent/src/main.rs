@@ -16,6 +16,7 @@ mod network;
 mod process;
 mod serve;
 mod session;
+mod share;
 mod task;
 mod tool;
 mod trust;

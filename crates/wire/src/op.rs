@@ -47,6 +47,7 @@ operations! {
     Watch = "watch" -> Done;
     TarIn = "tar-in" -> Transferred;
     TarOut = "tar-out" -> Transferred;
+    MountWorkspace = "mount-workspace" -> Done;
     Clock = "clock" -> Done;
     Reseed = "reseed" -> Done;
     Network = "network" -> NetworkReply;
@@ -523,6 +524,29 @@ pub struct TarOut {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,
 }
+
+/// Mounts a directory of the host, which the host serves itself, for every later task. The output is
+/// what the guest's kernel asks, the input what the host answers: messages of FUSE
+/// (`include/uapi/linux/fuse.h`), each with its length in its first four bytes, and nothing between
+/// them. The operation goes on until the host ends its input: the directory is unmounted then, and what
+/// was under way with it fails.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountWorkspace {
+    /// Absolute path in the guest, made if missing.
+    pub path: Text,
+    /// The guest's kernel refuses changes by itself. The host's refusal does not depend on it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A message to the guest that is not for its kernel: the agent is to set the permissions of what has
+/// this path below the mount to what they are, so that whoever watches it hears of it. It stands where
+/// a notice has its code.
+pub const TOUCH: i32 = 0x5346;
+
+/// Longest message of FUSE: what one write holds, and its headers.
+pub const MAX_FUSE: usize = (1 << 20) + 4096;
 
 /// Sets the guest's wall clock. Its own time takes the place of the guest's when its expiry is
 /// checked, since a guest that just woke does not know the time.

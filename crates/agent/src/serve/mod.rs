@@ -23,6 +23,7 @@ use wire::text::{Secret, Text};
 use crate::network::Network;
 use crate::process::{Feed, Process, Source};
 use crate::session::{Session, Turn};
+use crate::share::Shares;
 use crate::task::Sandbox;
 
 /// What a descriptor belongs to: the low bits of an event's number, the process above them.
@@ -34,12 +35,13 @@ enum Channel {
     Stdin = 3,
 }
 
-const CHANNEL_BITS: u32 = 2;
+const CHANNEL_BITS: u32 = 3;
 /// Events of process 0 are the server's own; processes count from 1.
 const CARRIER: u64 = 0;
 const LISTENER: u64 = 1;
 const SANDBOX: u64 = 2;
 const NETWORK: u64 = 3;
+const SHARES: u64 = 4;
 
 type ProcessId = u64;
 
@@ -77,6 +79,8 @@ enum Answer {
     Reply(serde_json::Value),
     /// The stream lives on in this role.
     Role(Role),
+    /// The stream is a share's.
+    Mounted,
 }
 
 pub(crate) struct Server {
@@ -86,6 +90,8 @@ pub(crate) struct Server {
     sandbox: Sandbox,
     /// Once the host gave the sandbox one.
     network: Option<Network>,
+    /// Directories of the host.
+    shares: Shares,
     /// Whether there will be one can not be changed any more.
     is_settled: bool,
     /// Variables that every task has unless its caller says otherwise.
@@ -117,12 +123,15 @@ impl Server {
             epoll::add(&epoll, listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
         }
         epoll::add(&epoll, sandbox.as_fd(), EventData::new_u64(SANDBOX), EventFlags::IN)?;
+        let shares = Shares::new()?;
+        epoll::add(&epoll, shares.as_fd(), EventData::new_u64(SHARES), EventFlags::IN)?;
         let server = Self {
             session,
             epoll,
             opener,
             sandbox,
             network: None,
+            shares,
             is_settled: false,
             variables: BTreeMap::new(),
             defaults: Defaults::default(),
@@ -156,6 +165,7 @@ impl Server {
             self.session.flush();
             if self.stopping && self.session.is_flushed() {
                 self.sandbox.kill_all();
+                self.shares.end_all(&mut self.sandbox);
                 return Ok(());
             }
             let timeout = self.timeout();
@@ -206,6 +216,7 @@ impl Server {
                     let _ = self.watch_carrier();
                 }
                 SANDBOX => self.sandbox.tidy(),
+                SHARES => self.shares.work(self.session.connection(), &mut self.sandbox),
                 _ => {
                     if let Some(network) = &mut self.network {
                         network.work(self.session.connection());
@@ -238,6 +249,7 @@ impl Server {
         if let Some(network) = &mut self.network {
             network.lose_host();
         }
+        self.shares.end_all(&mut self.sandbox);
         let attached: Vec<_> = self
             .processes
             .iter()
@@ -257,6 +269,13 @@ impl Server {
             },
             _ => event,
         };
+        let event = match self.session.connection() {
+            Some(connection) => match self.shares.take(event, connection, &mut self.sandbox) {
+                Some(event) => event,
+                None => return,
+            },
+            None => event,
+        };
         match event {
             Event::Hello(_) | Event::Pong(_) => {}
             Event::Knock(nonce) => {
@@ -270,6 +289,9 @@ impl Server {
                 drop(envelope);
                 match answer {
                     Ok(Answer::Reply(reply)) => self.reply(id, &reply),
+                    Ok(Answer::Mounted) => {
+                        self.shares.work(self.session.connection(), &mut self.sandbox);
+                    }
                     Ok(Answer::Role(role)) => {
                         self.streams.insert(id, role);
                         self.touch(id);

@@ -8,9 +8,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use wire::frame::StreamId;
 use wire::op::{
-    AgentOpen, Attach, Clock, Command, Defaults, Done, ErrorCode, Exec, Info, Network,
-    NetworkReply, OpError, Operation, ProcessList, Processes, Reseed, Resize, Shutdown, Signal,
-    Stdin,
+    AgentOpen, Attach, Clock, Command, Defaults, Done, ErrorCode, Exec, Info, MountWorkspace,
+    Network, NetworkReply, OpError, Operation, ProcessList, Processes, Reseed, Resize, Shutdown,
+    Signal, Stdin,
 };
 use wire::text::{Secret, Text};
 use zeroize::Zeroizing;
@@ -54,6 +54,10 @@ impl Server {
             )),
             Network::NAME => self.network(&parse(payload)?),
             Defaults::NAME => self.take_defaults(parse(payload)?),
+            MountWorkspace::NAME => {
+                self.shares.mount(id, parse(payload)?, &mut self.sandbox)?;
+                Ok(Answer::Mounted)
+            }
             _ if !self.is_settled => {
                 self.sandbox.settle_network()?;
                 self.is_settled = true;

@@ -69,6 +69,7 @@ use self::message::{Orders, Report, Told};
 use self::mounts::Template;
 #[cfg(test)]
 pub(crate) use self::network::prepare as prepare_network;
+pub(crate) use self::process::Attendant;
 use self::process::{Fork, fork, signal_group};
 use self::seccomp::Filters;
 

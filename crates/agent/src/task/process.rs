@@ -1,7 +1,7 @@
 //! The two system calls on processes that no safe library wraps: clone3 and a signal to a group.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 
@@ -109,5 +109,41 @@ fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) {
         // SAFETY: the child owns its copies of the parent's descriptors; those still used by
         // this process are not in the range.
         unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    }
+}
+
+/// A process of the agent's own code, for what may have to wait. It ends with this.
+#[derive(Debug)]
+pub(crate) struct Attendant {
+    pidfd: OwnedFd,
+}
+
+impl Attendant {
+    /// Starts one that keeps these descriptors and no other beside the standard three, and does `work`.
+    ///
+    /// # Errors
+    /// Where the system has no process to give.
+    pub(crate) fn start(
+        keep: &[BorrowedFd<'_>],
+        name: &std::ffi::CStr,
+        work: impl FnOnce(),
+    ) -> io::Result<Self> {
+        match fork(0, None)? {
+            Fork::Child => {
+                close_all_but(&mut keep.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>());
+                let _ = rustix::thread::set_name(name);
+                work();
+                exit(0)
+            }
+            Fork::Parent(_, pidfd) => Ok(Self { pidfd }),
+        }
+    }
+}
+
+impl Drop for Attendant {
+    fn drop(&mut self) {
+        use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
     }
 }
