@@ -183,6 +183,14 @@ impl HostPath {
         handle.into()
     }
 
+    /// Another descriptor of what was found.
+    ///
+    /// # Errors
+    /// Where the system has none to give.
+    pub fn descriptor(&self) -> std::io::Result<OwnedFd> {
+        self.descriptor.try_clone()
+    }
+
     /// Looks whether what was found still lies at the path that policy decided about.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::path::Path;
 use api::{Mount, MountMode};
 use supervisor::wire::op::{Mkdir, Write, WriteAt};
 use supervisor::wire::text::Text;
-use supervisor::{CopyIn, Guest, Hidden, Sandbox};
+use supervisor::{CopyIn, Guest, Hidden, Sandbox, share};
 use tokio::io::AsyncReadExt as _;
 
 use crate::Error;
@@ -30,10 +30,6 @@ pub(crate) struct Mounted {
 impl Mounted {
     /// Resolves what was asked for, which policy is to decide about.
     pub(crate) fn resolve(asked: &Mount, field: &str) -> Result<Self, Error> {
-        if asked.mode == MountMode::Live {
-            let words = "no directory can be given live yet; give it to be copied, or reviewed";
-            return Err(api::Problem::invalid(field, words).into());
-        }
         let host = HostPath::resolve(Path::new(&asked.host_path))
             .map_err(|error| api::Problem::invalid(field, error.to_string()))?;
         Ok(Self { asked: asked.clone(), host, masks: None })
@@ -71,6 +67,15 @@ impl Mounted {
             Ok(Err(error)) => return Err(Error::Internal(error.to_string())),
             Err(error) => return Err(Error::Internal(error.to_string())),
         };
+        if self.asked.mode == MountMode::Live {
+            let asked = &self.asked;
+            let shared = share_live(&host, self.masks, &asked.guest_path, asked.read_only, sandbox);
+            return shared.await.map(|lacks| {
+                if let Some(lacks) = lacks {
+                    tracing::warn!(path = host.real(), "{lacks}");
+                }
+            });
+        }
         if !host.is_directory() {
             return copy_file(&host, &self.asked, sandbox.guest()).await;
         }
@@ -89,6 +94,43 @@ impl Mounted {
             error => Error::Internal(words(error)),
         })
     }
+}
+
+/// What of a shared directory is hidden by policy, and what is protected in every workspace.
+#[derive(Debug)]
+struct LiveRules {
+    masks: Option<policy::Masks>,
+}
+
+impl share::Rules for LiveRules {
+    fn hides(&self, path: &Path) -> bool {
+        self.masks.as_ref().is_some_and(|masks| masks.hides(path))
+    }
+
+    fn protects(&self, path: &Path, is_directory: bool) -> bool {
+        supervisor::is_protected_path(path, is_directory)
+    }
+}
+
+/// Shares a directory by its descriptor. What its threads lack of a second lock, for a person.
+pub(crate) async fn share_live(
+    host: &HostPath,
+    masks: Option<policy::Masks>,
+    guest_path: &str,
+    read_only: bool,
+    sandbox: &Sandbox,
+) -> Result<Option<String>, Error> {
+    let failed = |error: std::io::Error| Error::Internal(format!("open {}: {error}", host.real()));
+    let directory = host.descriptor().map_err(failed)?;
+    let rules = std::sync::Arc::new(LiveRules { masks });
+    let options = share::Options { read_only, rules, ..share::Options::default() };
+    sandbox.share(directory, guest_path, options).await.map_err(|error| match error {
+        error @ supervisor::Error::Guest(_) => error.into(),
+        supervisor::Error::Share(error) => {
+            api::Problem::invalid("mounts.host_path", error.to_string()).into()
+        }
+        error => Error::Internal(chain(&error)),
+    })
 }
 
 /// Copies one file from its descriptor, as the sandbox's user or, to be read only, as root.

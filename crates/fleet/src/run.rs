@@ -19,7 +19,7 @@ use crate::ledger::Batch;
 use crate::life::tier;
 use crate::manager::Manager;
 use crate::metrics::count;
-use crate::mount::{Mounted, copy_file};
+use crate::mount::{Mounted, copy_file, share_live};
 use crate::network::{Denied, WayOut};
 use crate::outlook::Expected;
 use crate::record::{self, Tell as _, hex};
@@ -45,14 +45,13 @@ pub struct RunRequest {
 #[derive(Debug)]
 pub struct RunMount {
     host: HostPath,
-    hidden: Option<Hidden>,
+    masks: Option<policy::Masks>,
 }
 
 impl RunMount {
     fn new(mount: Mounted) -> Self {
         let Mounted { host, masks, .. } = mount;
-        let hidden = masks.map(|masks| Hidden::new(move |relative: &Path| masks.hides(relative)));
-        Self { host, hidden }
+        Self { host, masks }
     }
 
     /// Where it is.
@@ -62,7 +61,8 @@ impl RunMount {
 
     /// What of it must not go in.
     pub fn hidden(&self) -> Option<Hidden> {
-        self.hidden.clone()
+        let masks = self.masks.clone()?;
+        Some(Hidden::new(move |relative: &Path| masks.hides(relative)))
     }
 }
 
@@ -269,6 +269,20 @@ fn image(name: &str) -> ImageRef {
 }
 
 impl Run {
+    /// Shares a mount's directory with every later task. What is lacking of a second lock, for a person.
+    ///
+    /// # Errors
+    /// Where it is no directory, or the guest does not take it.
+    pub async fn share(
+        &self,
+        mount: &RunMount,
+        guest_path: &str,
+        read_only: bool,
+    ) -> Result<Option<String>, Error> {
+        let masks = mount.masks.clone();
+        share_live(&mount.host, masks, guest_path, read_only, &self.sandbox).await
+    }
+
     /// Copies one file of a mount, from the descriptor that was decided about.
     ///
     /// # Errors

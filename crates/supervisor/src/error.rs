@@ -85,6 +85,9 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The directory cannot be shared live.
+    #[error(transparent)]
+    Share(share::ShareError),
     /// The record of a kept machine cannot be used.
     #[error("cannot {action} {}", .path.display())]
     Record {
@@ -136,6 +139,7 @@ impl Error {
             | Self::Guest(_)
             | Self::Busy(_)
             | Self::CopyIn { .. }
+            | Self::Share(_)
             | Self::CopyOut { .. }
             | Self::Record { .. }
             | Self::Internal(_) => ErrorKind::Failed,

@@ -10,6 +10,7 @@ mod copy;
 mod doctor;
 mod error;
 mod kept;
+mod live;
 mod observe;
 mod prepare;
 mod sandbox;
@@ -40,7 +41,8 @@ pub use observe::{Observer, Phase, Step};
 pub use prepare::root_disks;
 pub use sandbox::{Sandbox, Teardown, Timings};
 pub use workspace::Hidden;
-pub use {image, wire};
+pub use live::{Live, is_protected_path};
+pub use {image, share, wire};
 
 /// How long a guest may take until its agent answers: an emulated one on a machine where
 /// twenty others want the same processor.

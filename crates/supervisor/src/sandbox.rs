@@ -1,6 +1,7 @@
 //! A sandbox that runs.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -9,9 +10,11 @@ use engine::{EngineError, Isolation, Machine, Stats};
 use launch::Usage;
 use link::Guest;
 use serde::Serialize;
+use share::Confined;
 use workspace::{Hidden, Manifest, OutsideLinks};
 
 use crate::copy::{self, CopyIn, CopyOut, CopySummary};
+use crate::live::Live;
 use crate::kept::{KeptInfo, Shelf};
 use crate::{Error, Observer, milliseconds};
 
@@ -50,6 +53,8 @@ pub struct Sandbox {
     kept: Option<Shelf>,
     /// What was sent to be brought back, by the guest's path.
     sent: Mutex<BTreeMap<String, Manifest>>,
+    /// Directories that are shared live, by the guest's path.
+    live: Mutex<BTreeMap<String, Live>>,
 }
 
 impl Sandbox {
@@ -60,7 +65,7 @@ impl Sandbox {
         timings: Timings,
         kept: Option<Shelf>,
     ) -> Self {
-        Self { info, machine, guest, timings, kept, sent: Mutex::default() }
+        Self { info, machine, guest, timings, kept, sent: Mutex::default(), live: Mutex::default() }
     }
 
     /// Its id, which every operation's signature covers.
@@ -213,6 +218,41 @@ impl Sandbox {
             false => OutsideLinks::Refuse,
         };
         copy::copy_out(&self.guest, source, host, manifest, links, observer).await
+    }
+
+    /// Shares an open directory of the host at `target`, for every later task: both sides see what the
+    /// other changes. It lasts until [`Self::unshare`], or as long as this process has the sandbox.
+    /// Says what its threads lack of a second lock, for a person.
+    ///
+    /// # Errors
+    /// `Share` where it cannot be shared, `Guest` where the guest does not take it.
+    pub async fn share(
+        &self,
+        directory: OwnedFd,
+        target: &str,
+        options: share::Options,
+    ) -> Result<Option<String>, Error> {
+        let live = Live::start(&self.guest, directory, target, options).await?;
+        let lacks = match live.confined() {
+            Confined::Wholly | Confined::Partly => None,
+            Confined::Not(why) => Some(format!("live sharing runs without landlock: {why}")),
+        };
+        self.live().insert(target.to_owned(), live);
+        Ok(lacks)
+    }
+
+    /// Takes a shared directory away again. Tasks that run get errors where they still use it.
+    ///
+    /// # Errors
+    /// `Request` where none is shared there, `Guest` where the guest is gone.
+    pub async fn unshare(&self, target: &str) -> Result<(), Error> {
+        let live = self.live().remove(target);
+        let missing = || Error::Request(format!("no directory is shared live at {target}"));
+        live.ok_or_else(missing)?.end().await
+    }
+
+    fn live(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn manifests(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Manifest>> {

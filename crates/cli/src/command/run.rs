@@ -524,6 +524,10 @@ async fn copy_in(run: &Run, files: &Files, line: &mut Line) -> Result<(), Failur
         let source = sources
             .next()
             .ok_or_else(|| Failure::failed(format!("{host:?} was not decided about")))?;
+        if mount.mode == Mode::Api(client::api::MountMode::Live) {
+            share(run, host, source, guest, *read_only, line).await?;
+            continue;
+        }
         let options = CopyIn {
             gitignore: files.gitignore,
             read_only: *read_only,
@@ -534,6 +538,29 @@ async fn copy_in(run: &Run, files: &Files, line: &mut Line) -> Result<(), Failur
     Ok(())
 }
 
+/// Shares a directory by the descriptor that policy has decided about.
+async fn share(
+    run: &Run,
+    host: &Path,
+    source: &RunMount,
+    guest: &str,
+    read_only: bool,
+    line: &mut Line,
+) -> Result<(), Failure> {
+    recheck(host, source)?;
+    let shared = run.share(source, guest, read_only).await;
+    if let Some(lacks) = shared.map_err(|error| fleet_failure(&error))? {
+        line.notice(&lacks);
+    }
+    Ok(())
+}
+
+fn recheck(host: &Path, source: &RunMount) -> Result<(), Failure> {
+    source.host().recheck().map_err(|error| {
+        Failure::new(Kind::Denied, format!("{host:?} is not what policy allowed")).because(&error)
+    })
+}
+
 async fn copy_one(
     run: &Run,
     host: &Path,
@@ -542,9 +569,7 @@ async fn copy_one(
     options: CopyIn,
     line: &mut Line,
 ) -> Result<(), Failure> {
-    source.host().recheck().map_err(|error| {
-        Failure::new(Kind::Denied, format!("{host:?} is not what policy allowed")).because(&error)
-    })?;
+    recheck(host, source)?;
     if !source.host().is_directory() {
         let copied = run.copy_file(source, guest, options.read_only).await;
         return copied.map_err(|error| fleet_failure(&error));
