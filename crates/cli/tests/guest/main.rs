@@ -8,6 +8,7 @@ mod files;
 mod image;
 mod internet;
 mod isolation;
+mod live;
 mod network;
 mod process;
 mod stream;
