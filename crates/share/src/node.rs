@@ -30,10 +30,7 @@ impl Key {
 #[derive(Debug)]
 pub(crate) enum What {
     /// Something of the host's, held by a descriptor that can do nothing (`O_PATH`).
-    Real {
-        descriptor: OwnedFd,
-        kind: FileType,
-    },
+    Real { descriptor: OwnedFd, kind: FileType },
     /// Something that looks empty. Nothing of the host's is behind it.
     Masked { is_directory: bool },
 }

@@ -148,7 +148,6 @@ impl Place {
         *self.path.write().unwrap_or_else(PoisonError::into_inner) = root;
         found.ok_or(Errno::STALE)
     }
-
 }
 
 /// The path without what the kernel adds once it is nobody's any more, where it could be that.

@@ -59,38 +59,113 @@ impl<'a> Component<'a> {
 #[allow(missing_docs, reason = "the fields are those of the kernel's header, by its names")]
 pub enum Request<'a> {
     /// The conversation begins.
-    Init { major: u32, minor: u32, max_readahead: u32, flags: u64 },
+    Init {
+        major: u32,
+        minor: u32,
+        max_readahead: u32,
+        flags: u64,
+    },
     /// It ends.
     Destroy,
-    Lookup { name: Component<'a> },
+    Lookup {
+        name: Component<'a>,
+    },
     /// The guest gives up so many of its references to each node. Not answered.
     Forget(Forgets<'a>),
     /// It does not wait for an answer any more. Not answered.
     Interrupt,
-    GetAttr { handle: Option<u64> },
+    GetAttr {
+        handle: Option<u64>,
+    },
     SetAttr(SetAttr),
     ReadLink,
-    Symlink { name: Component<'a>, target: &'a [u8] },
-    MakeNode { name: Component<'a>, mode: u32 },
-    MakeDirectory { name: Component<'a>, mode: u32 },
-    Unlink { name: Component<'a> },
-    RemoveDirectory { name: Component<'a> },
-    Rename { name: Component<'a>, to: u64, new_name: Component<'a>, flags: u32 },
-    Link { of: u64, name: Component<'a> },
-    Open { flags: u32 },
+    Symlink {
+        name: Component<'a>,
+        target: &'a [u8],
+    },
+    MakeNode {
+        name: Component<'a>,
+        mode: u32,
+    },
+    MakeDirectory {
+        name: Component<'a>,
+        mode: u32,
+    },
+    Unlink {
+        name: Component<'a>,
+    },
+    RemoveDirectory {
+        name: Component<'a>,
+    },
+    Rename {
+        name: Component<'a>,
+        to: u64,
+        new_name: Component<'a>,
+        flags: u32,
+    },
+    Link {
+        of: u64,
+        name: Component<'a>,
+    },
+    Open {
+        flags: u32,
+    },
     OpenDirectory,
-    Create { name: Component<'a>, flags: u32, mode: u32 },
-    Read { handle: u64, offset: u64, size: u32 },
-    Write { handle: u64, offset: u64, data: &'a [u8] },
+    Create {
+        name: Component<'a>,
+        flags: u32,
+        mode: u32,
+    },
+    Read {
+        handle: u64,
+        offset: u64,
+        size: u32,
+    },
+    Write {
+        handle: u64,
+        offset: u64,
+        data: &'a [u8],
+    },
     StatFs,
-    Release { handle: u64 },
-    ReleaseDirectory { handle: u64 },
-    Sync { handle: u64, data_only: bool },
-    SyncDirectory { handle: u64 },
-    ReadDirectory { handle: u64, offset: u64, size: u32, plus: bool },
-    Allocate { handle: u64, offset: u64, length: u64, mode: u32 },
-    Seek { handle: u64, offset: u64, whence: u32 },
-    CopyRange { from: u64, from_offset: u64, to_node: u64, to: u64, to_offset: u64, length: u64, flags: u64 },
+    Release {
+        handle: u64,
+    },
+    ReleaseDirectory {
+        handle: u64,
+    },
+    Sync {
+        handle: u64,
+        data_only: bool,
+    },
+    SyncDirectory {
+        handle: u64,
+    },
+    ReadDirectory {
+        handle: u64,
+        offset: u64,
+        size: u32,
+        plus: bool,
+    },
+    Allocate {
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    },
+    Seek {
+        handle: u64,
+        offset: u64,
+        whence: u32,
+    },
+    CopyRange {
+        from: u64,
+        from_offset: u64,
+        to_node: u64,
+        to: u64,
+        to_offset: u64,
+        length: u64,
+        flags: u64,
+    },
 }
 
 /// What is to be set of a node, by the bits of `valid`.
@@ -249,8 +324,7 @@ pub fn parse(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
     if usize::try_from(announced) != Ok(message.len()) || message.len() > MAX_REQUEST {
         return Err(Malformed::Header);
     }
-    let is_unanswered =
-        matches!(opcode, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT);
+    let is_unanswered = matches!(opcode, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT);
     let request = body(opcode, node, reader).map_err(|error| match is_unanswered {
         true => Malformed::Header,
         false => Malformed::Answer(unique, error),

@@ -22,7 +22,7 @@ use crate::node::{Key, Node, ROOT, What, lock};
 use crate::place::{last_known, leads_out};
 use crate::quota::ENTRY;
 use crate::reply::{Attributes, Message, PERMISSIONS, padded, refusal};
-use crate::request::{Component, Header, Malformed, MAX_DATA, Request, SetAttr, Time, parse};
+use crate::request::{Component, Header, MAX_DATA, Malformed, Request, SetAttr, Time, parse};
 
 /// How long the guest may believe what the host will tell it of when it changes. A notice that is
 /// lost is made good after this.
@@ -321,8 +321,7 @@ impl Share {
         stat: &Stat,
     ) -> Result<(Arc<Node>, Attributes), Errno> {
         let kind = FileType::from_raw_mode(stat.st_mode);
-        let node =
-            self.nodes.tell(Key::of(stat), || What::Real { descriptor: found, kind })?;
+        let node = self.nodes.tell(Key::of(stat), || What::Real { descriptor: found, kind })?;
         node.knows(stat);
         node.is_watched.store(Watched::is(parent), Ordering::Relaxed);
         Ok((node, Attributes::of(stat, &self.owner)))
@@ -524,8 +523,7 @@ impl Share {
         let (directory, _) = parent.real()?;
         // Exclusive: what is there already is never opened in this way.
         let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOCTTY | OFlags::NONBLOCK;
-        let file =
-            self.add(|| self.place.enter(directory, name, flags, permissions(mode)))?;
+        let file = self.add(|| self.place.enter(directory, name, flags, permissions(mode)))?;
         // The guest's kernel has applied its umask; ours is another.
         if fstat(&file)?.st_mode & PERMISSIONS != mode & PERMISSIONS {
             fchmod(&file, permissions(mode))?;
@@ -571,10 +569,8 @@ impl Share {
         lock(&self.links).remove(&key);
         let Ok(now) = fstat(found) else { return };
         self.quota.give(ENTRY);
-        let is_open = self
-            .nodes
-            .by_key(&key)
-            .is_some_and(|node| node.handles.load(Ordering::Acquire) > 0);
+        let is_open =
+            self.nodes.by_key(&key).is_some_and(|node| node.handles.load(Ordering::Acquire) > 0);
         if now.st_nlink == 0
             && !is_open
             && FileType::from_raw_mode(now.st_mode) == FileType::RegularFile
@@ -599,9 +595,8 @@ impl Share {
         };
         let (from, _) = self.directory(from)?;
         let (source, stat) = self.place.find(from.real()?.0, name)?;
-        let is_directory = |stat: &Stat| {
-            FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-        };
+        let is_directory =
+            |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let (from, old) = self.place_of(from.id, name, is_directory(&stat))?;
         let (to, new) = self.place_of(to, new_name, is_directory(&stat))?;
         let target = match self.place.find(to.real()?.0, new_name) {
@@ -619,13 +614,7 @@ impl Share {
             }
         }
         let (old_directory, new_directory) = (from.real()?.0, to.real()?.0);
-        renameat_with(
-            old_directory,
-            name.as_os_str(),
-            new_directory,
-            new_name.as_os_str(),
-            flags,
-        )?;
+        renameat_with(old_directory, name.as_os_str(), new_directory, new_name.as_os_str(), flags)?;
         let key = Key::of(&stat);
         let target_key = target.as_ref().map(|(_, stat)| Key::of(stat));
         self.watch.made(&to, new_name, Some(&key));
@@ -651,13 +640,7 @@ impl Share {
 
     /// Whether something may be known by another path: nothing of it, or below it, gets out of what is
     /// hidden or protected, or into it, and no symbolic link begins to lead out.
-    fn may_move(
-        &self,
-        source: &OwnedFd,
-        stat: &Stat,
-        old: &Path,
-        new: &Path,
-    ) -> Result<(), Errno> {
+    fn may_move(&self, source: &OwnedFd, stat: &Stat, old: &Path, new: &Path) -> Result<(), Errno> {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink => {
                 let target = readlinkat(source, "", Vec::new())?;
@@ -729,8 +712,7 @@ impl Share {
             if !links.contains_key(&node.key) && links.len() >= MOST_LINKED {
                 return Err(Errno::MLINK);
             }
-            let link =
-                || linkat(at, link, directory, name.as_os_str(), AtFlags::SYMLINK_FOLLOW);
+            let link = || linkat(at, link, directory, name.as_os_str(), AtFlags::SYMLINK_FOLLOW);
             self.add(link)?;
             *links.entry(node.key.clone()).or_insert(0) += 1;
         }
@@ -812,10 +794,8 @@ impl Share {
             }
             Err(error) => return Err(error),
         };
-        let handle = self
-            .handles
-            .add(node.clone(), open)
-            .inspect_err(|_| self.forget(node.id, 1))?;
+        let handle =
+            self.handles.add(node.clone(), open).inspect_err(|_| self.forget(node.id, 1))?;
         let mut message = Message::new(144);
         message.entry(node.id, Self::valid(Watched::is(&parent)), &attributes).opened(handle, 0);
         Ok(message)
@@ -1039,8 +1019,7 @@ impl Share {
             false => end.saturating_sub(before),
         };
         self.quota.take(growth)?;
-        fallocate(descriptor, flags, offset, length)
-            .inspect_err(|_| self.quota.give(growth))?;
+        fallocate(descriptor, flags, offset, length).inspect_err(|_| self.quota.give(growth))?;
         handle.node.knows(&fstat(descriptor)?);
         Ok(Message::new(0))
     }
@@ -1075,9 +1054,8 @@ impl Share {
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(MOST_COPIED);
         let _size = lock(&target.node.size);
         let before = size_of(&fstat(to)?);
-        let end = to_offset
-            .checked_add(u64::try_from(length).unwrap_or(u64::MAX))
-            .ok_or(Errno::FBIG)?;
+        let end =
+            to_offset.checked_add(u64::try_from(length).unwrap_or(u64::MAX)).ok_or(Errno::FBIG)?;
         let growth = end.saturating_sub(before);
         self.quota.take(growth)?;
         let (mut from_offset, mut to_offset) = (from_offset, to_offset);

@@ -196,8 +196,7 @@ impl Share {
             return;
         }
         let Some(&directory) = lock(&self.watch.directories).get(&watch) else { return };
-        let (Some(name), Ok(node)) =
-            (name.and_then(Component::new), self.nodes.get(directory))
+        let (Some(name), Ok(node)) = (name.and_then(Component::new), self.nodes.get(directory))
         else {
             return;
         };
@@ -211,10 +210,8 @@ impl Share {
         let below = path.join(name.as_os_str());
         let found = self.place.find(descriptor, name).ok();
         let key = found.as_ref().map(|(_, stat)| Key::of(stat));
-        let names = ReadFlags::CREATE
-            | ReadFlags::DELETE
-            | ReadFlags::MOVED_FROM
-            | ReadFlags::MOVED_TO;
+        let names =
+            ReadFlags::CREATE | ReadFlags::DELETE | ReadFlags::MOVED_FROM | ReadFlags::MOVED_TO;
         if events.intersects(names) {
             if self.watch.knows(directory, name.as_bytes(), key.as_ref()) {
                 return;

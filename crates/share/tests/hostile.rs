@@ -25,7 +25,8 @@ impl Rules for Listed {
 
     fn protects(&self, path: &Path, _: bool) -> bool {
         path.components().zip(path.components().skip(1)).any(|(one, other)| {
-            one.as_os_str() == ".git" && (other.as_os_str() == "hooks" || other.as_os_str() == "config")
+            one.as_os_str() == ".git"
+                && (other.as_os_str() == "hooks" || other.as_os_str() == "config")
         })
     }
 }
@@ -250,8 +251,7 @@ fn read_only_is_the_host_s_word() {
     assert_eq!(guest.ask(op::MKNOD, ROOT, mknod), Err(EROFS));
     let allocate = body().u64(handle).u64(0).u64(4096).u32(0).u32(0);
     assert_eq!(guest.ask(op::FALLOCATE, node, allocate), Err(EBADF));
-    let copy =
-        body().u64(handle).u64(0).u64(node).u64(handle).u64(100).u64(6).u64(0);
+    let copy = body().u64(handle).u64(0).u64(node).u64(handle).u64(100).u64(6).u64(0);
     assert_eq!(guest.ask(op::COPY_FILE_RANGE, node, copy), Err(EBADF));
     assert_eq!(guest.ask(op::SETXATTR, node, body().raw(&[0; 40])), Err(ENOSYS));
     assert_eq!(guest.ask(op::TMPFILE, ROOT, body().raw(&[0; 40])), Err(ENOSYS));
@@ -467,9 +467,12 @@ fn no_more_is_added_than_may_be() {
     assert_eq!(fs::metadata(shared.join("big")).unwrap().len(), 50_000);
     // What is over is given back, and what is only without a name is not.
     guest.unlink(ROOT, "big").unwrap();
-    assert_eq!(guest.create(ROOT, "next").and_then(|(node, handle)| {
-        guest.write(node, handle, 0, &[1; 50_000])
-    }), Err(EDQUOT));
+    assert_eq!(
+        guest
+            .create(ROOT, "next")
+            .and_then(|(node, handle)| { guest.write(node, handle, 0, &[1; 50_000]) }),
+        Err(EDQUOT)
+    );
     guest.release(node, handle);
     let (node, handle) = guest.create(ROOT, "last").unwrap();
     assert_eq!(guest.write(node, handle, 0, &[1; 40_000]).unwrap(), 40_000);
@@ -515,8 +518,15 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
     let node = prop_oneof![Just(1_u64), 0..12_u64, any::<u64>()];
     let field = prop_oneof![0..12_u64, any::<u64>()];
     let name = prop_oneof![
-        Just("file"), Just("a"), Just("b"), Just(".env"), Just(".git"), Just("hooks"),
-        Just(".."), Just("../canary"), Just("link"),
+        Just("file"),
+        Just("a"),
+        Just("b"),
+        Just(".env"),
+        Just(".git"),
+        Just("hooks"),
+        Just(".."),
+        Just("../canary"),
+        Just("link"),
     ];
     let tail = prop::collection::vec((field, name), 0..3);
     (0..55_u32, node, prop::collection::vec(any::<u8>(), 0..100), tail, 0..4_usize).prop_map(

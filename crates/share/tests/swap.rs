@@ -45,7 +45,8 @@ fn a_million_requests_among_swapped_components_stay_inside() {
             if tries.load(Ordering::Relaxed) >= TRIES {
                 return;
             }
-            let Ok(parent) = path[..path.len() - 1].iter().try_fold(ROOT, |at, name| step(at, name))
+            let Ok(parent) =
+                path[..path.len() - 1].iter().try_fold(ROOT, |at, name| step(at, name))
             else {
                 continue;
             };

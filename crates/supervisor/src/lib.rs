@@ -37,11 +37,11 @@ pub use image::{ImageInfo, ImageRef};
 pub use kept::KeptInfo;
 pub use launch::Launcher;
 pub use link::{Call, Guest, GuestStream, GuestStreams, Input, LinkError, Output, Process};
+pub use live::{Live, is_protected_path};
 pub use observe::{Observer, Phase, Step};
 pub use prepare::root_disks;
 pub use sandbox::{Sandbox, Teardown, Timings};
 pub use workspace::Hidden;
-pub use live::{Live, is_protected_path};
 pub use {image, share, wire};
 
 /// How long a guest may take until its agent answers: an emulated one on a machine where

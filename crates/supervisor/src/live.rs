@@ -59,8 +59,7 @@ impl Live {
             Error::Internal(format!("start to serve a shared directory: {error}"))
         };
         let stop = Stop::new().map_err(|error| failed(&error))?;
-        let call =
-            guest.call(&MountWorkspace { path, read_only }).map_err(Error::Guest)?;
+        let call = guest.call(&MountWorkspace { path, read_only }).map_err(Error::Guest)?;
         let output = call.output();
         // The kernel's first request tells that it is mounted.
         let Some(first) = output.read().await.map_err(Error::Guest)? else {

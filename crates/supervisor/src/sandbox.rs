@@ -14,8 +14,8 @@ use share::Confined;
 use workspace::{Hidden, Manifest, OutsideLinks};
 
 use crate::copy::{self, CopyIn, CopyOut, CopySummary};
-use crate::live::Live;
 use crate::kept::{KeptInfo, Shelf};
+use crate::live::Live;
 use crate::{Error, Observer, milliseconds};
 
 /// How long each step to a usable sandbox took, in milliseconds.

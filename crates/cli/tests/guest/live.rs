@@ -48,7 +48,10 @@ fn what_the_guest_changes_the_host_has_and_the_other_way_round() {
         let host = tempfile::tempdir().unwrap();
         fs::write(host.path().join("from-host"), "one\n").unwrap();
         share(guest, host.path(), Options::default()).await;
-        assert_eq!(sh(guest, "cat /workspace/from-host; stat -c %u /workspace").await, "one\n1000\n");
+        assert_eq!(
+            sh(guest, "cat /workspace/from-host; stat -c %u /workspace").await,
+            "one\n1000\n"
+        );
         let work = "cd /workspace && mkdir -p a/b && echo two >a/b/new && ln -s b/new a/link \
                     && chmod 700 a/b/new && mv from-host renamed && cat a/link";
         assert_eq!(sh(guest, work).await, "two\n");
@@ -113,7 +116,10 @@ fn what_is_masked_is_empty_and_what_is_protected_stays() {
         fs::write(host.path().join(".env"), "TOKEN=secret").unwrap();
         let options = Options { rules: Arc::new(Ruled), ..Options::default() };
         share(guest, host.path(), options).await;
-        assert_eq!(sh(guest, "cd /workspace; cat .env; stat -c %s .env; cat .git/config").await, "0\n[core]\n");
+        assert_eq!(
+            sh(guest, "cd /workspace; cat .env; stat -c %s .env; cat .git/config").await,
+            "0\n[core]\n"
+        );
         let attack = "cd /workspace; mv .env seen; ln .env seen; echo x >.git/hooks/pre-commit; \
                       echo x >>.git/config; mv .git g; rm -rf .git/config; cat seen";
         let ran = run(guest, shell(attack)).await;
@@ -152,9 +158,7 @@ fn a_sandbox_on_the_host_s_kernel_is_told_that_it_cannot_have_one() {
     with_process(async |sandbox| {
         let host = tempfile::tempdir().unwrap();
         let refused = sandbox.share(open(host.path()), "/workspace", Options::default()).await;
-        let Err(Error::Guest(LinkError::Operation(error))) = refused else {
-            panic!("{refused:?}")
-        };
+        let Err(Error::Guest(LinkError::Operation(error))) = refused else { panic!("{refused:?}") };
         assert!(error.message.contains("kernel of its own"), "{error}");
     });
 }

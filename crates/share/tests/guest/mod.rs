@@ -172,7 +172,13 @@ impl Guest {
         self.ask(op::READ, node, read)
     }
 
-    pub(crate) fn write(&self, node: u64, handle: u64, offset: u64, data: &[u8]) -> Result<u32, i32> {
+    pub(crate) fn write(
+        &self,
+        node: u64,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<u32, i32> {
         let length = u32::try_from(data.len()).unwrap();
         let write =
             body().u64(handle).u64(offset).u32(length).u32(0).u64(0).u32(0).u32(0).raw(data);
@@ -230,7 +236,14 @@ impl Guest {
     }
 
     /// `valid` of `fuse_setattr_in`, with one size and one mode.
-    pub(crate) fn set(&self, node: u64, valid: u32, handle: u64, size: u64, mode: u32) -> Result<(), i32> {
+    pub(crate) fn set(
+        &self,
+        node: u64,
+        valid: u32,
+        handle: u64,
+        size: u64,
+        mode: u32,
+    ) -> Result<(), i32> {
         let set = body().u32(valid).u32(0).u64(handle).u64(size).u64(0).u64(0).u64(0).u64(0);
         let set = set.u32(0).u32(0).u32(0).u32(mode).u32(0).u32(0).u32(0).u32(0);
         self.ask(op::SETATTR, node, set).map(drop)
