@@ -480,7 +480,7 @@ impl Share {
 
     /// The answer about a name that the guest has just made.
     fn made(&self, parent: &Node, path: &Path, name: Component<'_>) -> Result<Message, Errno> {
-        let above = path.parent().unwrap_or(Path::new(""));
+        let above = path.parent().unwrap_or_else(|| Path::new(""));
         let (node, attributes) = self.find(parent, above, name)?;
         self.watch.made(parent, name, Some(&node.key));
         let mut message = Message::new(128);
@@ -787,7 +787,7 @@ impl Share {
                 (node, attributes, Open::File { descriptor, reads, writes })
             }
             Err(Errno::EXIST) if flags & EXCLUSIVE == 0 => {
-                let above = path.parent().unwrap_or(Path::new(""));
+                let above = path.parent().unwrap_or_else(|| Path::new(""));
                 let (node, attributes) = self.find(&parent, above, name)?;
                 let open = self.open_real(&node, flags).inspect_err(|_| self.forget(node.id, 1))?;
                 (node, attributes, open)

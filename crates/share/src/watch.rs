@@ -52,13 +52,16 @@ impl Stop {
     }
 }
 
+/// What a name in a directory, by its node, stands for.
+type Own = HashMap<(u64, Box<[u8]>), Option<Key>>;
+
 #[derive(Debug)]
 pub(crate) struct Watch {
     /// Not where the system gives none.
     inotify: Option<OwnedFd>,
     directories: Mutex<HashMap<i32, u64>>,
     /// What the guest itself made of a name in a directory.
-    own: Mutex<HashMap<(u64, Box<[u8]>), Option<Key>>>,
+    own: Mutex<Own>,
 }
 
 impl Watch {

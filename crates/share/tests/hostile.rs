@@ -572,7 +572,7 @@ proptest! {
         let (_outer, shared) = place();
         let guest = Guest::new(&shared, Options::default());
         let _ = guest.raw(&bytes);
-        let mut framed = bytes.clone();
+        let mut framed = bytes;
         if framed.len() >= 40 {
             let length = u32::try_from(framed.len()).unwrap();
             framed[..4].copy_from_slice(&length.to_ne_bytes());

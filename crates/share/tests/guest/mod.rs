@@ -139,6 +139,7 @@ impl Guest {
     }
 
     /// The answer's own bytes, or its error.
+    #[allow(clippy::needless_pass_by_value, reason = "a body is made where it is asked with")]
     pub(crate) fn ask(&self, opcode: u32, node: u64, body: Body) -> Result<Vec<u8>, i32> {
         let unique = self.unique.fetch_add(2, Ordering::Relaxed);
         let answer = self.raw(&message(opcode, unique, node, &body.0)).expect("an answer");
