@@ -177,6 +177,9 @@ text! {
     /// An absolute path of the guest.
     GuestPath, 1..=4096, "^/[^\\x00]*$",
         "an absolute path without NUL, at most 4096 characters", "/workspace/main.rs";
+    /// A path below a directory, or a glob of such.
+    RelativePath, 1..=4096, "^[^/\\x00][^\\x00]*$",
+        "a path that does not begin with a slash, without NUL, at most 4096 characters", "src/*.rs";
     /// An environment variable's name.
     EnvName, 1..=255, "^[A-Za-z_][A-Za-z0-9_]*$",
         "1 to 255 of letters, digits and `_`, not beginning with a digit", "LANG";

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bound;
+mod changes;
 
 mod audit;
 mod event;
@@ -35,6 +36,10 @@ pub use audit::{
     Checkpoint, Fault, FaultKind,
 };
 pub use bound::Validate;
+pub use changes::{
+    AppliedChanges, ApplyChanges, ChangeKind, ChangeSet, ChangeSets, ChangesQuery, Diff, DiffQuery,
+    DiscardChanges, FileChange, HeldBackChange, HeldBackWhy,
+};
 pub use event::{Event, EventKind, EventQuery};
 pub use exec::{
     AttachQuery, AttachResult, Chunk, Exec, ExecControl, ExecEnd, ExecEvent, ExecFinal, ExecResult,

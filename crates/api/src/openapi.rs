@@ -434,6 +434,8 @@ fn example(route: &Route) -> Option<Value> {
         "resize_process" => json!({"rows": 24, "cols": 80}),
         "make_directory" => json!({"path": "/workspace/build", "parents": true}),
         "move_file" => json!({"from": "/workspace/a", "to": "/workspace/b"}),
+        "apply_changes" => json!({"paths": ["src", "*.md"], "allow_protected": [".envrc"]}),
+        "discard_changes" => json!({"mount": 0}),
         "create_token" => json!({"name": "ci", "role": "member", "expires_in_sec": 86_400}),
         "create_key" => json!({
             "name": "laptop",
@@ -541,6 +543,8 @@ mod tests {
             "Signal",
             "MakeDirectory",
             "MoveFile",
+            "ApplyChanges",
+            "DiscardChanges",
             "CreateToken",
             "CreateKey",
             "SetSecret",

@@ -144,6 +144,9 @@ operations! {
     FileMkdir = "file_mkdir", Member, Workspace, "Make a directory.";
     FileMove = "file_move", Member, Workspace, "Move a file.";
     FileRemove = "file_remove", Member, Workspace, "Remove a file or a directory.";
+    ChangesRead = "changes_read", Viewer, Workspace, "See what a sandbox changed in directories that are reviewed.";
+    ChangesApply = "changes_apply", Member, Workspace, "Bring a sandbox's changes to the host's directory.";
+    ChangesDiscard = "changes_discard", Member, Workspace, "Forget a sandbox's changes.";
     EventList = "event_list", Viewer, Workspace, "List and watch events.";
     ImageList = "image_list", Viewer, Shared, "List images.";
     PolicyShow = "policy_show", Viewer, Shared, "See the policy.";

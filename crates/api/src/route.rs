@@ -240,6 +240,8 @@ const GUEST_FILE: &[Code] = &[
     Code::GuestTimeout,
     Code::GuestFull,
 ];
+const CHANGES: &[Code] =
+    &[Code::PolicyDenied, Code::FileNotFound, Code::WrongState, Code::Busy, Code::GuestFailed];
 const GUEST_PROCESS: &[Code] = &[
     Code::ProcessNotFound,
     Code::WrongState,
@@ -624,6 +626,56 @@ pub const ROUTES: &[Route] = &[
     .takes(Body::Tar)
     .gives(&[(200, json::<Transferred>())])
     .may_fail(GUEST_FILE),
+    // Changes
+    route(
+        Get,
+        "/v1/changes",
+        "list_changes",
+        Operation::ChangesRead,
+        "Changes of sandboxes that wait to be applied or discarded, the newest first.",
+    )
+    .gives(&[(200, json::<ChangeSets>())]),
+    route(
+        Get,
+        "/v1/sandboxes/{sandbox}/changes",
+        "sandbox_changes",
+        Operation::ChangesRead,
+        "What a sandbox changed in directories that are reviewed; of one that runs, as it is now.",
+    )
+    .query_is::<ChangesQuery>()
+    .gives(&[(200, json::<ChangeSets>())])
+    .may_fail(GUEST_FILE),
+    route(
+        Get,
+        "/v1/sandboxes/{sandbox}/changes/diff",
+        "diff_changes",
+        Operation::ChangesRead,
+        "The changes of one directory, as they were looked at last.",
+    )
+    .query_is::<DiffQuery>()
+    .gives(&[(200, json::<Diff>())])
+    .may_fail(CHANGES),
+    route(
+        Post,
+        "/v1/sandboxes/{sandbox}/changes/apply",
+        "apply_changes",
+        Operation::ChangesApply,
+        "Brings changes to the host's directory, all or none. What the host changed as well is \
+         merged or held back.",
+    )
+    .takes(Body::OptionalJson(SchemaOf::new::<ApplyChanges>()))
+    .gives(&[(200, json::<AppliedChanges>())])
+    .may_fail(CHANGES),
+    route(
+        Post,
+        "/v1/sandboxes/{sandbox}/changes/discard",
+        "discard_changes",
+        Operation::ChangesDiscard,
+        "Forgets changes. The sandbox keeps them.",
+    )
+    .takes(Body::OptionalJson(SchemaOf::new::<DiscardChanges>()))
+    .gives(&[(204, Body::Empty)])
+    .may_fail(CHANGES),
     // Events and images
     route(
         Get,

@@ -22,7 +22,7 @@ use crate::progress::Verbosity;
 Examples:
   sandforge run \"uname -a && ls\"            a shell line
   sandforge run -- python3 -c 'print(1)'    a program and its arguments
-  sandforge run -w . --sync-back -- make    on a copy of this directory; take the changes over
+  sandforge run -w . -- make                on a copy of this directory; then diff, apply, discard
   sandforge run -t bash                     a terminal in a machine
   sandforge create --name box               a machine that stays: exec, cp, logs, stop, rm
   sandforge doctor                          what this computer can run, and what is missing
@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Inspect(command::inspect::InspectArgs),
     Logs(command::logs::LogsArgs),
     Cp(command::copy::CopyArgs),
+    Diff(command::changes::DiffArgs),
+    Apply(command::changes::ApplyArgs),
+    Discard(command::changes::DiscardArgs),
     /// Take the machines of sandboxes away; their records stay, for `sandforge start`
     Stop(command::lifecycle::LifecycleArgs),
     /// Give stopped or failed sandboxes new machines
@@ -109,7 +112,9 @@ impl Command {
             Self::Run(args) => args.json(),
             Self::Create(args) => args.json,
             Self::Exec(args) => args.json(),
-            Self::Attach(_) | Self::Cp(_) | Self::Rm(_) => false,
+            Self::Attach(_) | Self::Cp(_) | Self::Discard(_) | Self::Rm(_) => false,
+            Self::Diff(args) => args.json,
+            Self::Apply(args) => args.json,
             Self::Serve(_) | Self::Completions(_) => false,
             Self::Ls(args) => args.json,
             Self::Inspect(args) => args.json,

@@ -329,6 +329,43 @@ impl Client {
         call!(self, "move_file", sandbox).json(moved)?.done().await
     }
 
+    /// Changes of sandboxes that wait to be applied or discarded, the newest first.
+    pub async fn list_changes(&self) -> Result<ChangeSets, Error> {
+        call!(self, "list_changes").value().await
+    }
+
+    /// What a sandbox changed in directories that are reviewed; of one that runs, as it is now.
+    pub async fn sandbox_changes(
+        &self,
+        sandbox: &str,
+        query: &ChangesQuery,
+    ) -> Result<ChangeSets, Error> {
+        call!(self, "sandbox_changes", sandbox).query(query).value().await
+    }
+
+    /// The changes of one directory, as they were looked at last.
+    pub async fn diff_changes(&self, sandbox: &str, query: &DiffQuery) -> Result<Diff, Error> {
+        call!(self, "diff_changes", sandbox).query(query).value().await
+    }
+
+    /// Brings changes to the host's directory.
+    pub async fn apply_changes(
+        &self,
+        sandbox: &str,
+        apply: &ApplyChanges,
+    ) -> Result<AppliedChanges, Error> {
+        call!(self, "apply_changes", sandbox).json(apply)?.value().await
+    }
+
+    /// Forgets changes.
+    pub async fn discard_changes(
+        &self,
+        sandbox: &str,
+        discard: &DiscardChanges,
+    ) -> Result<(), Error> {
+        call!(self, "discard_changes", sandbox).json(discard)?.done().await
+    }
+
     /// A directory, or one file, as a tar.
     pub async fn pack_files(&self, sandbox: &str, query: &PathQuery) -> Result<Download, Error> {
         call!(self, "pack_files", sandbox).query(query).raw(TAR).await.map(Download::new)

@@ -5,11 +5,12 @@ mod support;
 use std::collections::BTreeSet;
 
 use api::{
-    AttachQuery, AuditQuery, AuditRange, Command, CreateKey, CreateSandbox, CreateToken,
-    CreateWebhook, DeliveryQuery, EventQuery, Exec, ListFilesQuery, ListSandboxes, LogQuery,
-    MakeDirectory, MoveFile, NetworkMode, PageQuery, PathQuery, PolicyCheck, PolicyRequest,
-    PtyQuery, ROUTES, ReadQuery, Role, Route, SecretQuery, SetSecret, StatQuery, TarInQuery,
-    TokenQuery, UpdateSandbox, WatchQuery, WindowSize, WriteQuery,
+    ApplyChanges, AttachQuery, AuditQuery, AuditRange, ChangesQuery, Command, CreateKey,
+    CreateSandbox, CreateToken, CreateWebhook, DeliveryQuery, DiffQuery, DiscardChanges,
+    EventQuery, Exec, ListFilesQuery, ListSandboxes, LogQuery, MakeDirectory, MoveFile,
+    NetworkMode, PageQuery, PathQuery, PolicyCheck, PolicyRequest, PtyQuery, ROUTES, ReadQuery,
+    Role, Route, SecretQuery, SetSecret, StatQuery, TarInQuery, TokenQuery, UpdateSandbox,
+    WatchQuery, WindowSize, WriteQuery,
 };
 use client::{Client, Error, Output, Retries};
 use http::Request;
@@ -108,6 +109,11 @@ async fn call_everything(client: &Client) {
         client.watch_files("s", &WatchQuery { path: path("/a"), ..WatchQuery::default() }).await;
     let directory = MakeDirectory { path: "/a".into(), parents: false, mode: None, user: None };
     let _ = client.make_directory("s", &directory).await;
+    let _ = client.list_changes().await;
+    let _ = client.sandbox_changes("s", &ChangesQuery::default()).await;
+    let _ = client.diff_changes("s", &DiffQuery::default()).await;
+    let _ = client.apply_changes("s", &ApplyChanges::default()).await;
+    let _ = client.discard_changes("s", &DiscardChanges::default()).await;
     let moved = MoveFile { from: "/a".into(), to: "/b".into(), replace: false, user: None };
     let _ = client.move_file("s", &moved).await;
     let _ = client.pack_files("s", &PathQuery { path: path("/a"), ..PathQuery::default() }).await;

@@ -310,7 +310,8 @@ impl Manager {
         by: &Provenance,
     ) -> Result<Download<op::TarOut>, Error> {
         query.validate()?;
-        let tar = op::TarOut { path: text("path", query.path)?, user: user(query.user)? };
+        let tar =
+            op::TarOut { path: text("path", query.path)?, user: user(query.user)?, changed: false };
         self.download(caller, sandbox, &tar, by).await
     }
 
@@ -328,7 +329,7 @@ impl Manager {
         query.validate()?;
         let details = json!({"path": query.path, "tar": true});
         let (path, user) = (text("path", query.path)?, user(query.user)?);
-        let tar = op::TarIn { path, read_only: query.read_only, user };
+        let tar = op::TarIn { path, read_only: query.read_only, user, remember: false };
         self.upload(caller, sandbox, &tar, details, by).await
     }
 

@@ -7,6 +7,7 @@
 //! says, and so does the task that the next process gives it.
 #![forbid(unsafe_code)]
 
+mod changes;
 mod config;
 mod credentials;
 mod error;
@@ -38,6 +39,7 @@ mod upkeep;
 
 use std::path::PathBuf;
 
+pub use changes::Reviewed;
 pub use config::{Config, Mode, Provenance, VerifiedSignature};
 pub use error::Error;
 pub use exec::Feed;

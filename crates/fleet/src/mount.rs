@@ -80,7 +80,11 @@ impl Mounted {
             return copy_file(&host, &self.asked, sandbox.guest()).await;
         }
         let hidden = self.masks.map(|masks| Hidden::new(move |path: &Path| masks.hides(path)));
-        let options = CopyIn { read_only: self.asked.read_only, ..CopyIn::default() };
+        let options = CopyIn {
+            read_only: self.asked.read_only,
+            reviewed: self.asked.mode == MountMode::Review && !self.asked.read_only,
+            ..CopyIn::default()
+        };
         let handle = host.handle();
         let copied = sandbox
             .copy_in_without(&handle, &self.asked.guest_path, options, hidden, &mut ())

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use access::Caller;
 use api::{
-    AuditDecision, CreateSandbox, EventKind, Exec, Operation, Process, Sandbox, State, Timestamp,
-    Usage,
+    AppliedChanges, AuditDecision, CreateSandbox, EventKind, Exec, Operation, Process, Sandbox,
+    State, Timestamp, Usage,
 };
 use serde_json::json;
 use supervisor::wire::op;
@@ -24,7 +24,7 @@ use crate::network::{Denied, WayOut};
 use crate::outlook::Expected;
 use crate::record::{self, Tell as _, hex};
 use crate::seat::Seat;
-use crate::{Error, rules};
+use crate::{Error, Reviewed, changes, rules};
 
 /// What is to be run, and where.
 #[derive(Debug, Clone)]
@@ -336,6 +336,54 @@ impl Run {
     /// [`HostPath::handle`], after [`HostPath::recheck`], without what is [`RunMount::hidden`].
     pub fn mounts(&self) -> &[RunMount] {
         &self.mounts
+    }
+
+    /// Keeps what was changed in one of its mounts, by its place in the request, beside what
+    /// policy decided about.
+    ///
+    /// # Errors
+    /// That it was not copied in to be reviewed, or what was wrong with what came.
+    pub async fn collect(
+        &self,
+        mount: usize,
+        ignored: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<Reviewed, Error> {
+        let (shelf, row) = (self.manager.shelf(), self.seat.row());
+        let found = self.mounts.get(mount);
+        let found = found.ok_or_else(|| Error::Internal(format!("there is no mount {mount}")))?;
+        let host = Path::new(found.host.real());
+        let pruned = shelf.clone();
+        let _ = tokio::task::spawn_blocking(move || pruned.prune()).await;
+        changes::collect(&shelf, &self.sandbox, &row, mount, host, ignored, observer).await
+    }
+
+    /// Brings what was collected of one of its mounts to the host, but for what is held back,
+    /// which waits.
+    ///
+    /// # Errors
+    /// Why nothing was changed.
+    pub async fn apply(
+        &self,
+        mount: usize,
+        leave_out_links: bool,
+    ) -> Result<AppliedChanges, Error> {
+        let found = self.mounts.get(mount);
+        let found = found.ok_or_else(|| Error::Internal(format!("there is no mount {mount}")))?;
+        found.host.recheck().map_err(|error| Error::Internal(error.to_string()))?;
+        let entry = record::own(Operation::ChangesApply.as_str()).about(&self.seat.row());
+        let entry = entry.with_detail("host_path", found.host.real().to_owned());
+        self.manager.ledger.commit(Batch::entry(entry.clone().with_outcome("accepted"))).await?;
+        let shelf = self.manager.shelf();
+        let (real, hidden) = (PathBuf::from(found.host.real()), found.hidden());
+        let id = self.id().to_owned();
+        let done = changes::apply_all(shelf, id, mount, real, hidden, leave_out_links).await;
+        let outcome = match &done {
+            Ok(_) => "ok",
+            Err(error) => error.problem().code.as_str(),
+        };
+        self.manager.ledger.commit(Batch::entry(entry.now().with_outcome(outcome))).await?;
+        done
     }
 
     async fn task_over(

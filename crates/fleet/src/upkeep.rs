@@ -41,6 +41,8 @@ impl Manager {
                 break;
             }
         }
+        let shelf = self.shelf();
+        let _ = tokio::task::spawn_blocking(move || shelf.prune()).await;
         self.store().rotate_audit(AUDIT_KEPT).await.map(drop)
     }
 }

@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, watch};
 use wire::op::{Mkdir, TarIn, TarOut, Transferred};
 use wire::text::Text;
 use workspace::{
-    Hidden, Manifest, OutsideLinks, PackOptions, Progress, SyncOptions, UnpackOptions, pack,
-    sync_back, unpack,
+    About, CollectOptions, Collected, Hidden, Manifest, OutsideLinks, PackOptions, Progress,
+    UnpackError, UnpackOptions, collect, pack, unpack,
 };
 
 use crate::{Error, Observer, Phase, Step};
@@ -27,17 +27,23 @@ pub struct CopyIn {
     pub gitignore: bool,
     /// The sandbox's user may read them only.
     pub read_only: bool,
-    /// They will be brought back with [`CopyOut::back`], so that what is sent has to be
-    /// remembered.
-    pub for_sync_back: bool,
+    /// What is changed of them will be collected, so that what is sent has to be remembered.
+    pub reviewed: bool,
 }
+
+/// What was sent, and what the guest's agent says that it looked like.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    manifest: Manifest,
+    memory: Option<Vec<u8>>,
+}
+
+/// Most bytes that an agent may have us remember for it: names of a million files.
+const MAX_MEMORY: usize = 64 << 20;
 
 /// How files come out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CopyOut {
-    /// The guest's changes, into the directory that they came from, which was copied in
-    /// [`CopyIn::for_sync_back`]; otherwise everything, into a directory that is new or empty.
-    pub back: bool,
     /// Leave out symbolic links that lead out of the directory, instead of refusing all.
     pub leave_out_links: bool,
 }
@@ -108,7 +114,7 @@ pub(crate) async fn copy_in(
     options: CopyIn,
     hidden: Option<Hidden>,
     observer: &mut dyn Observer,
-) -> Result<(CopySummary, Manifest), Error> {
+) -> Result<(CopySummary, Sent), Error> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::CopyIn {
         path: host.to_owned(),
         source,
@@ -137,6 +143,7 @@ pub(crate) async fn copy_in(
         path: directory,
         read_only: options.read_only,
         user: options.read_only.then(|| Text::from("root")),
+        remember: options.reviewed,
     };
     let call = guest.call(&tar_in).map_err(Error::Guest)?;
     let input = call.input();
@@ -144,7 +151,7 @@ pub(crate) async fn copy_in(
     let (sender, mut chunks) = mpsc::channel::<Vec<u8>>(CHUNKS);
     let (report, mut progress) = watch::channel(Progress::default());
     let pack_options =
-        PackOptions { gitignore: options.gitignore, manifest: options.for_sync_back, name, hidden };
+        PackOptions { gitignore: options.gitignore, manifest: options.reviewed, name, hidden };
     let path = host.to_owned();
     let total =
         workspace::estimate(host, &pack_options).map_err(|error| failed(error.into()))?.bytes;
@@ -169,10 +176,22 @@ pub(crate) async fn copy_in(
     // Without a good end the agent must not take what came for the whole.
     let packed = packed.map_err(|error| failed(error.into()))?;
     input.finish();
-    call.reply().await.map_err(|error| match error {
+    let refused = |error| match error {
         LinkError::Operation(error) => failed(error.into()),
         error => Error::Guest(error),
-    })?;
+    };
+    let mut memory = options.reviewed.then(Vec::new);
+    if options.reviewed {
+        let output = call.output();
+        while let Some(bytes) = output.read().await.map_err(refused)? {
+            // Without it, all comes back.
+            memory = memory.filter(|memory| memory.len() + bytes.len() <= MAX_MEMORY);
+            if let Some(memory) = &mut memory {
+                memory.extend_from_slice(&bytes);
+            }
+        }
+    }
+    call.reply().await.map_err(refused)?;
     let mut held_back: Vec<String> = packed
         .left_out_names
         .iter()
@@ -186,7 +205,7 @@ pub(crate) async fn copy_in(
         held_back.push(format!("and {unnamed} more"));
     }
     let summary = CopySummary { entries: packed.entries, bytes: packed.bytes, held_back };
-    Ok((summary, packed.manifest))
+    Ok((summary, Sent { manifest: packed.manifest, memory }))
 }
 
 /// Brings a directory of the guest to the host: what it sends is hostile until it was checked.
@@ -194,41 +213,84 @@ pub(crate) async fn copy_out(
     guest: &Guest,
     source: &str,
     host: &Path,
-    manifest: Option<Manifest>,
     outside_links: OutsideLinks,
     observer: &mut dyn Observer,
 ) -> Result<CopySummary, Error> {
+    let destination = host.to_owned();
+    let done = take_out(guest, source, host, None, observer, move |input, progress| {
+        let options = UnpackOptions { outside_links, ..UnpackOptions::default() };
+        unpack(input, &destination, &options, progress)
+    })
+    .await?;
+    let held_back = done.held_back.iter().map(ToString::to_string).collect();
+    Ok(CopySummary { entries: done.entries, bytes: done.bytes, held_back })
+}
+
+/// Keeps what a guest changed in a directory in `to`.
+pub(crate) async fn collect_changes(
+    guest: &Guest,
+    sent: std::sync::Arc<Sent>,
+    about: About,
+    to: &Path,
+    ignored: bool,
+    observer: &mut dyn Observer,
+) -> Result<Collected, Error> {
+    let (source, host, to) = (about.guest.clone(), about.host.clone(), to.to_owned());
+    let options =
+        CollectOptions { ignored, partial: sent.memory.is_some(), ..CollectOptions::default() };
+    let remembered = std::sync::Arc::clone(&sent);
+    take_out(
+        guest,
+        &source,
+        &host,
+        remembered.memory.as_deref(),
+        observer,
+        move |input, progress| collect(input, &sent.manifest, about, &to, &options, progress),
+    )
+    .await
+}
+
+/// Has a thread take what comes of a directory.
+async fn take_out<T: Send + 'static>(
+    guest: &Guest,
+    source: &str,
+    host: &Path,
+    memory: Option<&[u8]>,
+    observer: &mut dyn Observer,
+    take: impl FnOnce(&mut ChannelReader, &mut dyn FnMut(Progress)) -> Result<T, UnpackError>
+    + Send
+    + 'static,
+) -> Result<T, Error> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::CopyOut {
         guest: source.to_owned(),
         path: host.to_owned(),
         source: error,
     };
     let path = Text::new(source).map_err(|error| failed(error.into()))?;
-    let call = guest.call(&TarOut { path, user: None }).map_err(Error::Guest)?;
+    let tar_out = TarOut { path, user: None, changed: memory.is_some() };
+    let call = guest.call(&tar_out).map_err(Error::Guest)?;
     let output = call.output();
+    let input = call.input();
+    // All of it is read before anything comes.
+    if let Some(memory) = memory {
+        for chunk in memory.chunks(CHUNK) {
+            match input.write(chunk).await {
+                Ok(()) => {}
+                // Why is told below.
+                Err(LinkError::Operation(_)) => break,
+                Err(error) => return Err(Error::Guest(error)),
+            }
+        }
+    }
+    input.finish();
 
     let (sender, chunks) = mpsc::channel::<Vec<u8>>(CHUNKS);
     let (report, mut progress) = watch::channel(Progress::default());
-    let destination = host.to_owned();
     let taking = tokio::task::spawn_blocking(move || {
         let mut input = ChannelReader::new(chunks);
-        let mut report = |progress| {
+        take(&mut input, &mut |progress| {
             report.send_replace(progress);
-        };
-        match manifest {
-            Some(manifest) => {
-                let options = SyncOptions { outside_links, ..SyncOptions::default() };
-                sync_back(&mut input, &destination, &manifest, &options, &mut report).map(|done| {
-                    let entries = done.created + done.updated + done.deleted;
-                    (entries, done.bytes, done.held_back)
-                })
-            }
-            None => {
-                let options = UnpackOptions { outside_links, ..UnpackOptions::default() };
-                unpack(&mut input, &destination, &options, &mut report)
-                    .map(|done| (done.entries, done.bytes, done.held_back))
-            }
-        }
+        })
     });
     let mut broken = None;
     loop {
@@ -255,8 +317,7 @@ pub(crate) async fn copy_out(
         Some(error) => return Err(Error::Guest(error)),
         None => {}
     }
-    let (entries, bytes, held_back) = taken.map_err(|error| failed(error.into()))?;
+    let taken = taken.map_err(|error| failed(error.into()))?;
     let _: Transferred = call.reply().await.map_err(Error::Guest)?;
-    let held_back = held_back.iter().map(ToString::to_string).collect();
-    Ok(CopySummary { entries, bytes, held_back })
+    Ok(taken)
 }

@@ -41,7 +41,7 @@ pub use live::{Live, is_protected_path};
 pub use observe::{Observer, Phase, Step};
 pub use prepare::root_disks;
 pub use sandbox::{Sandbox, Teardown, Timings};
-pub use workspace::Hidden;
+pub use workspace::{self, Hidden};
 pub use {image, share, wire};
 
 /// How long a guest may take until its agent answers: an emulated one on a machine where

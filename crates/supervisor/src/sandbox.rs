@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use engine::{EngineError, Isolation, Machine, Stats};
@@ -11,9 +11,9 @@ use launch::Usage;
 use link::Guest;
 use serde::Serialize;
 use share::Confined;
-use workspace::{Hidden, Manifest, OutsideLinks};
+use workspace::{About, Collected, Hidden, OutsideLinks};
 
-use crate::copy::{self, CopyIn, CopyOut, CopySummary};
+use crate::copy::{self, CopyIn, CopyOut, CopySummary, Sent};
 use crate::kept::{KeptInfo, Shelf};
 use crate::live::Live;
 use crate::{Error, Observer, milliseconds};
@@ -51,8 +51,8 @@ pub struct Sandbox {
     timings: Timings,
     /// Where it is on record, if it is kept.
     kept: Option<Shelf>,
-    /// What was sent to be brought back, by the guest's path.
-    sent: Mutex<BTreeMap<String, Manifest>>,
+    /// What was sent to be reviewed, by the guest's path.
+    sent: Mutex<BTreeMap<String, Arc<Sent>>>,
     /// Directories that are shared live, by the guest's path.
     live: Mutex<BTreeMap<String, Live>>,
 }
@@ -186,20 +186,19 @@ impl Sandbox {
         hidden: Option<Hidden>,
         observer: &mut dyn Observer,
     ) -> Result<CopySummary, Error> {
-        let (summary, manifest) =
+        let (summary, sent) =
             copy::copy_in(&self.guest, host, target, options, hidden, observer).await?;
-        if options.for_sync_back {
-            self.manifests().insert(target.to_owned(), manifest);
+        if options.reviewed {
+            self.sent().insert(target.to_owned(), Arc::new(sent));
         }
         Ok(summary)
     }
 
-    /// Brings a directory of the guest to the host, where nothing changes unless all of it can
-    /// be taken.
+    /// Brings a directory of the guest to the host, into one that is new or empty and where
+    /// nothing changes unless all of it can be taken.
     ///
     /// # Errors
-    /// `CopyOut` with what was wrong with what came; `Request` for [`CopyOut::back`] of
-    /// what was not copied in for it.
+    /// `CopyOut` with what was wrong with what came.
     pub async fn copy_out(
         &self,
         source: &str,
@@ -207,17 +206,11 @@ impl Sandbox {
         options: CopyOut,
         observer: &mut dyn Observer,
     ) -> Result<CopySummary, Error> {
-        let manifest = match options.back {
-            false => None,
-            true => Some(self.manifests().remove(source).ok_or_else(|| {
-                Error::Request(format!("{source} was not copied in to be brought back"))
-            })?),
-        };
         let links = match options.leave_out_links {
             true => OutsideLinks::LeaveOut,
             false => OutsideLinks::Refuse,
         };
-        copy::copy_out(&self.guest, source, host, manifest, links, observer).await
+        copy::copy_out(&self.guest, source, host, links, observer).await
     }
 
     /// Shares an open directory of the host at `target`, for every later task: both sides see what the
@@ -255,7 +248,34 @@ impl Sandbox {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn manifests(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Manifest>> {
+    /// Whether what is changed in a directory can be collected.
+    pub fn is_reviewed(&self, guest: &str) -> bool {
+        self.sent().contains_key(guest)
+    }
+
+    /// Keeps what was changed in a directory since it was copied in to be [`CopyIn::reviewed`], in
+    /// `to`, in the place of what was collected there before. With `ignored`, also what git would
+    /// ignore.
+    ///
+    /// # Errors
+    /// `CopyOut` with what was wrong with what came; `Request` for what was not copied in so.
+    pub async fn collect(
+        &self,
+        about: About,
+        to: &Path,
+        ignored: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<Collected, Error> {
+        let sent = self.sent().get(&about.guest).cloned().ok_or_else(|| {
+            Error::Request(format!(
+                "what was copied to {} is not known any more: its changes cannot be told",
+                about.guest
+            ))
+        })?;
+        copy::collect_changes(&self.guest, sent, about, to, ignored, observer).await
+    }
+
+    fn sent(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Sent>>> {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -499,6 +499,9 @@ pub enum WatchEvent {
 }
 
 /// Unpacks a tar (the input) below a directory that is made if missing.
+///
+/// Where it is to be remembered, the output tells what stands there then, for [`TarOut::changed`].
+/// What it says is the agent's own business: whoever asks gives it back as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TarIn {
@@ -511,10 +514,16 @@ pub struct TarIn {
     /// As whom; see [`Exec::user`]. Everything unpacked belongs to that user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,
+    /// Tell what stands there then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub remember: bool,
 }
 
 /// Packs a directory, or one file, as a tar (the output). Names are relative to `path`; nothing
 /// is followed; sockets and devices are left out.
+///
+/// With `changed`, the input is what [`TarIn::remember`] told. Files and links that are as they
+/// were then are not in the archive; behind its end come their names, each with a NUL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TarOut {
@@ -523,6 +532,9 @@ pub struct TarOut {
     /// As whom; see [`Exec::user`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,
+    /// Only what is not as it was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub changed: bool,
 }
 
 /// Mounts a directory of the host, which the host serves itself, for every later task. The output is

@@ -43,7 +43,7 @@ impl Hidden {
         Self(Arc::new(hides))
     }
 
-    fn hides(hidden: Option<&Self>, name: &Name) -> bool {
+    pub(crate) fn hides(hidden: Option<&Self>, name: &Name) -> bool {
         hidden.is_some_and(|hidden| !name.is_root() && (hidden.0)(name.as_path()))
     }
 }

@@ -68,6 +68,19 @@ pub enum Why {
     ChangedOnHost,
     /// It is a link that leads out of the tree.
     LeavesTree,
+    /// The guest was not to see it.
+    Hidden,
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Protected => "other programs would run what it says",
+            Self::ChangedOnHost => "it was changed here as well",
+            Self::LeavesTree => "the link leads out of the directory",
+            Self::Hidden => "policy hides it",
+        })
+    }
 }
 
 impl std::fmt::Display for HeldBack {
@@ -77,12 +90,7 @@ impl std::fmt::Display for HeldBack {
             Change::Updated => "changed",
             Change::Deleted => "deleted",
         };
-        let why = match self.why {
-            Why::Protected => "other programs would run what it says",
-            Why::ChangedOnHost => "it was changed here as well",
-            Why::LeavesTree => "the link leads out of the directory",
-        };
-        write!(f, "{} ({change} in the guest): {why}", self.name)
+        write!(f, "{} ({change} in the guest): {}", self.name, self.why)
     }
 }
 

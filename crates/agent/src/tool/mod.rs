@@ -59,8 +59,8 @@ pub(crate) fn run(op: &str, payload: &[u8], input: File, output: File) -> Result
         Rename::NAME => perform(payload, |op| tree::rename(&op)),
         Remove::NAME => perform(payload, |op| tree::remove(&op)),
         Watch::NAME => perform(payload, |op| watch::watch(&op, &input, output)),
-        TarIn::NAME => perform(payload, |op| tar::tar_in(&op, input)),
-        TarOut::NAME => perform(payload, |op| tar::tar_out(&op, output)),
+        TarIn::NAME => perform(payload, |op| tar::tar_in(&op, input, output)),
+        TarOut::NAME => perform(payload, |op| tar::tar_out(&op, input, output)),
         _ => {
             Err(OpError::new(ErrorCode::Unsupported, format!("there is no file operation '{op}'")))
         }

@@ -1,13 +1,15 @@
 //! Trees in and out: `tar-in` and `tar-out`.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use archive::{
-    Existing, Extract, ExtractError, Inode, Kind, Member, Name, PackError, Packing, ReadError,
-    Reader, Root, Writer,
+    Existing, Extract, ExtractError, Inode, InodeKind, Kind, Member, Name, PackError, Packing,
+    ReadError, Reader, Root, Step, WalkError, Writer,
 };
 use wire::op::{ErrorCode, OpError, TarIn, TarOut, Transferred};
 
@@ -17,7 +19,7 @@ use super::{absolute, failed, invalid, output_failed, shown, told};
 /// Permission bits of the directory that is unpacked into, where it is missing.
 const DIRECTORY_MODE: u32 = 0o755;
 
-pub(super) fn tar_in(op: &TarIn, input: File) -> Result<Transferred, OpError> {
+pub(super) fn tar_in(op: &TarIn, input: File, output: File) -> Result<Transferred, OpError> {
     let path = absolute(&op.path)?;
     DirBuilder::new()
         .recursive(true)
@@ -25,7 +27,13 @@ pub(super) fn tar_in(op: &TarIn, input: File) -> Result<Transferred, OpError> {
         .create(path)
         .and_then(|()| Root::open(path))
         .map_err(|error| failed("unpack into", path, error))
-        .and_then(|root| unpack(&root, op.read_only, input))
+        .and_then(|root| {
+            let sent = unpack(&root, op.read_only, input)?;
+            if op.remember {
+                Memory::of(&root)?.tell(output).map_err(|error| output_failed(&error))?;
+            }
+            Ok(sent)
+        })
 }
 
 fn unpack(root: &Root, read_only: bool, input: File) -> Result<Transferred, OpError> {
@@ -71,10 +79,15 @@ fn misplaced(error: &ExtractError) -> OpError {
     }
 }
 
-pub(super) fn tar_out(op: &TarOut, output: File) -> Result<Transferred, OpError> {
+pub(super) fn tar_out(op: &TarOut, input: File, output: File) -> Result<Transferred, OpError> {
     let path = absolute(&op.path)?;
     let tried = |error| failed("pack", path, error);
-    let mut count = Count(Transferred { bytes: 0, entries: 0 });
+    let memory = match op.changed {
+        true => Memory::read(input).map_err(|error| invalid(format!("what was told: {error}")))?,
+        false => Memory::default(),
+    };
+    let sent = Transferred { bytes: 0, entries: 0 };
+    let mut count = Count { sent, memory, standing: Vec::new() };
     let mut writer = Writer::new(output);
     let packed = if fs::symlink_metadata(path).map_err(tried)?.is_dir() {
         archive::pack(&Root::open(path).map_err(tried)?, &mut writer, &mut count)
@@ -91,17 +104,129 @@ pub(super) fn tar_out(op: &TarOut, output: File) -> Result<Transferred, OpError>
         PackError::ReadFile { source, .. } => told(&error, source),
         PackError::Send(source) => output_failed(source),
     })?;
-    writer.finish().map_err(|error| output_failed(&error))?;
-    Ok(count.0)
+    writer
+        .finish()
+        .and_then(|mut output| output.write_all(&count.standing))
+        .map_err(|error| output_failed(&error))?;
+    Ok(count.sent)
 }
 
-struct Count(Transferred);
+struct Count {
+    sent: Transferred,
+    memory: Memory,
+    /// Names of what is as it was.
+    standing: Vec<u8>,
+}
 
 impl Packing for Count {
+    fn wants(&mut self, name: &Name, inode: &Inode) -> bool {
+        let stands = inode.kind != InodeKind::Directory
+            && self.memory.0.get(name.as_bytes()) == Some(&Mark::of(inode));
+        if stands {
+            self.standing.extend_from_slice(name.as_bytes());
+            self.standing.push(0);
+        }
+        !stands
+    }
+
     fn packed(&mut self, member: &Member, _: &Inode) {
-        self.0.entries += 1;
+        self.sent.entries += 1;
         if let Kind::File { size } = member.kind {
-            self.0.bytes += size;
+            self.sent.bytes += size;
+        }
+    }
+}
+
+/// Bytes of a memory: names of a million entries.
+const MAX_MEMORY: u64 = 64 << 20;
+
+/// The kernel stamps files with the time of its last tick: what changes within one looks as it
+/// did before. No kernel ticks more slowly than this.
+const TICK: Duration = Duration::from_millis(10);
+
+/// What an inode looks like that nobody has changed: nothing can set its ctime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    number: u64,
+    ctime: (i64, u32),
+    size: u64,
+}
+
+impl Mark {
+    const LENGTH: usize = 28;
+
+    fn of(inode: &Inode) -> Self {
+        Self { number: inode.id.1, ctime: inode.ctime, size: inode.size }
+    }
+
+    fn bytes(&self) -> [u8; Self::LENGTH] {
+        let mut bytes = [0; Self::LENGTH];
+        bytes[..8].copy_from_slice(&self.number.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.ctime.0.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.ctime.1.to_le_bytes());
+        bytes[20..].copy_from_slice(&self.size.to_le_bytes());
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let (number, bytes) = bytes.split_first_chunk()?;
+        let (seconds, bytes) = bytes.split_first_chunk()?;
+        let (nanoseconds, bytes) = bytes.split_first_chunk()?;
+        let size = u64::from_le_bytes(bytes.try_into().ok()?);
+        let ctime = (i64::from_le_bytes(*seconds), u32::from_le_bytes(*nanoseconds));
+        Some(Self { number: u64::from_le_bytes(*number), ctime, size })
+    }
+}
+
+/// What of a tree is known, by name. Directories are not: what is in them is.
+#[derive(Debug, Default)]
+struct Memory(HashMap<Vec<u8>, Mark>);
+
+impl Memory {
+    /// All that is below a root. When it returns, what changes from then on looks different.
+    fn of(root: &Root) -> Result<Self, OpError> {
+        let mut marks = HashMap::new();
+        let mut newest = Duration::ZERO;
+        archive::walk(root, &Name::ROOT, |entry| {
+            if matches!(entry.inode.kind, InodeKind::File | InodeKind::Symlink) {
+                let mark = Mark::of(&entry.inode);
+                let seconds = u64::try_from(mark.ctime.0).unwrap_or(0);
+                newest = newest.max(Duration::new(seconds, mark.ctime.1));
+                marks.insert(entry.name.as_bytes().to_vec(), mark);
+            }
+            Ok(Step::Into)
+        })
+        .map_err(|error: WalkError| walk_failed(&error))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // A clock that was set back is not waited for.
+        std::thread::sleep((newest + TICK).saturating_sub(now).min(TICK));
+        Ok(Self(marks))
+    }
+
+    fn tell(&self, output: File) -> io::Result<()> {
+        let mut output = BufWriter::with_capacity(64 << 10, output);
+        for (name, mark) in &self.0 {
+            output.write_all(name)?;
+            output.write_all(&[0])?;
+            output.write_all(&mark.bytes())?;
+        }
+        output.flush()
+    }
+
+    fn read(input: File) -> io::Result<Self> {
+        let mut input = BufReader::with_capacity(64 << 10, input.take(MAX_MEMORY));
+        let mut marks = HashMap::new();
+        loop {
+            let mut name = Vec::new();
+            input.by_ref().take(archive::MAX_NAME as u64 + 1).read_until(0, &mut name)?;
+            match name.pop() {
+                None => return Ok(Self(marks)),
+                Some(0) => {}
+                Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+            }
+            let mut bytes = [0; Mark::LENGTH];
+            input.read_exact(&mut bytes)?;
+            marks.insert(name, Mark::parse(&bytes).ok_or(io::ErrorKind::InvalidData)?);
         }
     }
 }
@@ -153,6 +278,53 @@ mod tests {
         assert_eq!(fs::metadata(to.join("empty")).unwrap().mode() & 0o7777, 0o555);
         assert!(!to.join("socket").exists());
         drop(socket);
+    }
+
+    #[test]
+    fn only_what_is_not_as_it_was_comes_out_again_and_the_rest_by_its_name() {
+        let tree = tempfile::tempdir().unwrap();
+        let (from, to) = (tree.path().join("from"), tree.path().join("to"));
+        fs::create_dir_all(from.join("d")).unwrap();
+        fs::create_dir_all(from.join("e")).unwrap();
+        for file in ["same", "touched", "moved", "d/x", "e/x", "gone"] {
+            fs::write(from.join(file), "content").unwrap();
+        }
+        symlink("same", from.join("link")).unwrap();
+        let input = packed(&from);
+        let (reply, memory) =
+            with_input("tar-in", json!({"path": path(&to), "remember": true}), &input);
+        reply.unwrap();
+
+        let times = fs::metadata(to.join("touched")).unwrap().modified().unwrap();
+        fs::write(to.join("touched"), "CONTENT").unwrap();
+        let touched = File::options().write(true).open(to.join("touched")).unwrap();
+        touched.set_modified(times).unwrap();
+        fs::rename(to.join("moved"), to.join("new")).unwrap();
+        // Files that nobody touched are others when their directories change places.
+        fs::rename(to.join("d"), to.join("t")).unwrap();
+        fs::rename(to.join("e"), to.join("d")).unwrap();
+        fs::rename(to.join("t"), to.join("e")).unwrap();
+        fs::remove_file(to.join("gone")).unwrap();
+
+        let (reply, output) =
+            with_input("tar-out", json!({"path": path(&to), "changed": true}), &memory);
+        reply.unwrap();
+        let mut reader = Reader::new(&output[..]);
+        let mut came = Vec::new();
+        while let Some(member) = reader.next_member().unwrap() {
+            if !matches!(member.kind, Kind::Directory) {
+                came.push(member.name.to_string());
+            }
+        }
+        assert_eq!(came, ["d/x", "e/x", "new", "touched"]);
+        let mut rest = Vec::new();
+        reader.into_inner().read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"link\0same\0");
+        for wrong in [&memory[..memory.len() - 1], b"no end"] {
+            let asked = json!({"path": path(&to), "changed": true});
+            let error = with_input("tar-out", asked, wrong).0.unwrap_err();
+            assert_eq!(error.code, ErrorCode::Invalid, "{error}");
+        }
     }
 
     #[test]

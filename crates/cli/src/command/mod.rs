@@ -2,6 +2,7 @@
 
 pub(crate) mod attach;
 pub(crate) mod audit;
+pub(crate) mod changes;
 pub(crate) mod completions;
 pub(crate) mod copy;
 pub(crate) mod create;
@@ -63,6 +64,9 @@ pub(crate) fn run(arguments: Arguments, begun: Instant) -> ExitCode {
         Command::Inspect(args) => args.run(),
         Command::Logs(args) => args.run(),
         Command::Cp(args) => args.run(&context),
+        Command::Diff(args) => args.run(&context),
+        Command::Apply(args) => args.run(&context),
+        Command::Discard(args) => args.run(),
         Command::Stop(args) => args.run(Step::Stop),
         Command::Start(args) => args.run(Step::Start),
         Command::Pause(args) => args.run(Step::Pause),

@@ -9,12 +9,12 @@ use access::Caller;
 use clap::Args;
 use client::api::CreateSandbox;
 use fleet::{Expected, Manager, Provenance, Run, RunMount, RunRequest};
-use supervisor::{CopyIn, CopyOut, CopySummary, ImageRef, Isolation, Sandbox, SandboxSpec};
+use supervisor::{CopyIn, CopyOut, CopySummary, ImageRef, Isolation, SandboxSpec};
 use wire::envelope::TaskDigest;
 use wire::op::ExecReply;
 use wire::text::Secret;
 
-use super::Context;
+use super::{Context, changes};
 use crate::coding_agent::{self, Asked};
 use crate::embedded;
 use crate::exit;
@@ -43,6 +43,7 @@ Examples:
   sandforge run \"uname -a && ls\"               a line for /bin/sh
   sandforge run -- python3 -c 'print(1)'       a program; nothing behind -- is interpreted
   sandforge run -e GITHUB_TOKEN -w . -- make   your token, and a copy of this directory
+  sandforge run -w . ./fix.sh                  then: sandforge diff, apply, discard
   sandforge run -w . --sync-back ./fix.sh      take its changes over into this directory
   sandforge run -w . --out results -- make     or leave them in another
   cat big.log | sandforge run \"grep -c ERROR\"  stdin is passed on
@@ -126,7 +127,7 @@ struct MachineArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Files")]
 struct FileArgs {
-    /// Copy this directory to /workspace, where the command starts
+    /// Copy this directory to /workspace, where the command starts, and collect what is changed
     ///
     /// Further ones go to /workspaces/NAME. With :ro behind it, it can only be read.
     #[arg(short, long, value_name = "DIR[:ro]")]
@@ -144,12 +145,17 @@ struct FileArgs {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// Take the changes in /workspace over into the directory of -w when the command has ended
+    /// Take the changes over into the directory of -w when the command has ended
     ///
-    /// What you changed meanwhile, and what git would run (hooks, configuration), stays as it is
-    /// and is told.
+    /// Without this they wait for `sandforge diff`, `apply` and `discard`. What you changed
+    /// meanwhile, and what other programs would run (git's hooks, editors' tasks), stays as it is,
+    /// is told, and waits.
     #[arg(long, requires = "workspace", conflicts_with = "out")]
     sync_back: bool,
+
+    /// Count what git would ignore among the changes, too
+    #[arg(long, requires = "workspace")]
+    ignored: bool,
 
     /// Leave out symbolic links that lead out of the directory, such as those of a Python venv
     ///
@@ -167,9 +173,15 @@ struct Files {
     out: Option<PathBuf>,
     sync_back: bool,
     leave_out_links: bool,
+    ignored: bool,
 }
 
 impl Files {
+    /// Whether what is changed in a mount is collected. Results that go elsewhere are not.
+    fn is_reviewed(&self, mount: &Mount) -> bool {
+        mount.is_reviewed() && !(self.out.is_some() && mount.guest == WORKSPACE)
+    }
+
     /// What of the host goes in, as policy is asked about it, in the order in which it is copied.
     fn mounts(&self) -> Result<Vec<client::api::Mount>, Failure> {
         self.mounts.iter().map(Mount::request).collect()
@@ -191,8 +203,8 @@ impl FileArgs {
         if let Some(out) = &self.out {
             check_out(out)?;
         }
-        let Self { gitignore, out, sync_back, leave_out_links, .. } = self;
-        Ok(Files { mounts, gitignore, out, sync_back, leave_out_links })
+        let Self { gitignore, out, sync_back, leave_out_links, ignored, .. } = self;
+        Ok(Files { mounts, gitignore, out, sync_back, leave_out_links, ignored })
     }
 }
 
@@ -259,9 +271,11 @@ impl RunArgs {
         self.network.add_profile(asked.agent.profile);
         if self.files.workspace.is_empty() {
             self.files.workspace = vec![".".into()];
-            self.files.sync_back = self.files.out.is_none();
             let after = match &self.files.out {
-                None => "what it changes is taken over when it ends".to_owned(),
+                None if self.files.sync_back => {
+                    "what it changes is taken over when it ends".to_owned()
+                }
+                None => "what it changes waits for you to look at it".to_owned(),
                 Some(out) => format!("what comes of it goes to {out:?}"),
             };
             line.notice(&format!(
@@ -507,10 +521,8 @@ async fn in_sandbox(
     };
 
     let begun = Instant::now();
-    let collected = signals
-        .unless_asked(copy_out(run.sandbox(), files, line))
-        .await
-        .and_then(std::convert::identity);
+    let collected =
+        signals.unless_asked(copy_out(run, files, line)).await.and_then(std::convert::identity);
     timings.collect_ms = milliseconds(begun.elapsed());
     line.clear();
     Ok(Done { reply: Some(reply), digest, sinks, collected })
@@ -531,7 +543,7 @@ async fn copy_in(run: &Run, files: &Files, line: &mut Line) -> Result<(), Failur
         let options = CopyIn {
             gitignore: files.gitignore,
             read_only: *read_only,
-            for_sync_back: files.sync_back && mount.is_reviewed(),
+            reviewed: files.is_reviewed(mount),
         };
         copy_one(run, host, source, guest, options, line).await?;
     }
@@ -588,18 +600,34 @@ async fn copy_one(
     Ok(())
 }
 
-async fn copy_out(sandbox: &Sandbox, files: &Files, line: &mut Line) -> Result<(), Failure> {
+async fn copy_out(run: &Run, files: &Files, line: &mut Line) -> Result<(), Failure> {
     let leave_out_links = files.leave_out_links;
     if let Some(directory) = &files.out {
-        let options = CopyOut { back: false, leave_out_links };
-        let copied = sandbox.copy_out(WORKSPACE, directory, options, line).await;
+        let options = CopyOut { leave_out_links };
+        let copied = run.sandbox().copy_out(WORKSPACE, directory, options, line).await;
         tell_held_back(line, &copied.map_err(|error| super::supervisor_failure(&error))?);
     }
-    if files.sync_back {
-        let options = CopyOut { back: true, leave_out_links };
-        for Mount { host, guest, .. } in files.mounts.iter().filter(|mount| mount.is_reviewed()) {
-            let copied = sandbox.copy_out(guest, host, options, line).await;
-            tell_held_back(line, &copied.map_err(|error| super::supervisor_failure(&error))?);
+    for (index, _) in files.mounts.iter().enumerate().filter(|(_, one)| files.is_reviewed(one)) {
+        let reviewed = run.collect(index, files.ignored, line).await;
+        let reviewed = reviewed.map_err(|error| fleet_failure(&error))?;
+        line.clear();
+        let (entries, bytes) = reviewed.ignored;
+        if let Some(text) = changes::ignored(entries, bytes) {
+            line.notice(&text);
+        }
+        let Some(set) = reviewed.set else { continue };
+        if files.sync_back {
+            let applied = run.apply(index, leave_out_links).await;
+            let applied = applied.map_err(|error| fleet_failure(&error))?;
+            let lines = changes::tell_applied(&applied);
+            // All is as it was asked for: only what is not is told.
+            lines.iter().skip(1).for_each(|text| line.notice(text));
+            if !applied.held_back.is_empty() {
+                let id = &set.sandbox;
+                line.notice(&format!("  sandforge diff {id}, apply {id}, discard {id}"));
+            }
+        } else {
+            changes::after_run(&set, &mut |text| line.notice(text));
         }
     }
     Ok(())

@@ -118,11 +118,16 @@ fn a_tar_goes_in_and_comes_out_the_same() {
                     ln -s dir/file t/link && tar -C t -cf in.tar . && sha256sum t/dir/file";
         sh(guest, make).await.ok();
         let archive = get(guest, &read("/workspace/in.tar")).await.unwrap();
-        let tar_in = TarIn { path: Text::from("/workspace/copy"), read_only: false, user: None };
+        let tar_in = TarIn {
+            path: Text::from("/workspace/copy"),
+            read_only: false,
+            user: None,
+            remember: false,
+        };
         put(guest, &tar_in, &archive).await.unwrap();
         let out = sh(guest, "cat copy/link; stat -c %a copy/dir/file; readlink copy/link").await;
         assert_eq!(out.ok(), "hi\n750\ndir/file\n");
-        let tar_out = TarOut { path: Text::from("/workspace/copy"), user: None };
+        let tar_out = TarOut { path: Text::from("/workspace/copy"), user: None, changed: false };
         let out = get(guest, &tar_out).await.unwrap();
         put(guest, &write("/workspace/out.tar"), &out).await.unwrap();
         let listed = sh(guest, "tar -tf out.tar | sed 's,/$,,' | sort | tr '\\n' ' '").await.ok();
@@ -137,7 +142,12 @@ fn a_tar_that_would_leave_its_directory_is_refused() {
                     -cf ../evil.tar x";
         sh(guest, make).await.ok();
         let archive = get(guest, &read("/workspace/evil.tar")).await.unwrap();
-        let tar_in = TarIn { path: Text::from("/workspace/into"), read_only: false, user: None };
+        let tar_in = TarIn {
+            path: Text::from("/workspace/into"),
+            read_only: false,
+            user: None,
+            remember: false,
+        };
         assert_eq!(refusal(put(guest, &tar_in, &archive).await).code, ErrorCode::Invalid);
     });
 }
@@ -147,8 +157,12 @@ fn a_read_only_copy_is_not_the_task_s_to_change() {
     with_sandbox(async |guest| {
         sh(guest, "mkdir t && echo hi > t/f && chmod 666 t/f && tar -C t -cf in.tar .").await.ok();
         let archive = get(guest, &read("/workspace/in.tar")).await.unwrap();
-        let tar_in =
-            TarIn { path: Text::from("/data"), read_only: true, user: Some("root".into()) };
+        let tar_in = TarIn {
+            path: Text::from("/data"),
+            read_only: true,
+            user: Some("root".into()),
+            remember: false,
+        };
         put(guest, &tar_in, &archive).await.unwrap();
         let out =
             sh(guest, "cat /data/f; echo no > /data/f; rm -f /data/f; touch /data/g; ls /data")

@@ -1,6 +1,7 @@
 //! What is done for each route. The paths are `api`'s; here is a handler for each of them.
 
 mod audit;
+mod changes;
 mod event;
 mod exec;
 mod file;
@@ -73,6 +74,11 @@ handlers! {
     "move_file" => file::rename,
     "pack_files" => file::pack,
     "unpack_files" => file::unpack,
+    "list_changes" => changes::list,
+    "sandbox_changes" => changes::of_sandbox,
+    "diff_changes" => changes::diff,
+    "apply_changes" => changes::apply,
+    "discard_changes" => changes::discard,
     "list_events" => event::list,
     "create_token" => token::create,
     "list_tokens" => token::list,

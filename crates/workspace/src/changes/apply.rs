@@ -15,7 +15,7 @@ use crate::moves::Moves;
 use crate::protected::is_protected;
 use crate::receive::{OutsideLinks, Received, UnpackError, is_within, leaving};
 use crate::staging::{self, Staging};
-use crate::{Change, HeldBack, Node, Synced, Why};
+use crate::{Change, HeldBack, Hidden, Node, Synced, Why};
 
 /// Bytes of merged texts that are held until they are in place.
 const MAX_MERGED: usize = 64 << 20;
@@ -31,6 +31,8 @@ pub struct ApplyOptions {
     pub theirs: bool,
     /// What happens to links that lead out of the tree and were not sent as they are.
     pub outside_links: OutsideLinks,
+    /// What the guest was not to see, which it cannot change.
+    pub hidden: Option<Hidden>,
 }
 
 impl Default for ApplyOptions {
@@ -40,6 +42,7 @@ impl Default for ApplyOptions {
             allow_protected: Selection::default(),
             theirs: false,
             outside_links: OutsideLinks::LeaveOut,
+            hidden: None,
         }
     }
 }
@@ -95,6 +98,18 @@ impl ChangeSet {
         let was = |name: &Name| manifest.node(name).cloned();
         let (names, mut held_back) = protected(&received.nodes, was, allowed);
         received.forget(&names);
+        let mut hidden = Vec::new();
+        for (name, node) in &received.nodes {
+            if Hidden::hides(options.hidden.as_ref(), name)
+                && manifest.node(name) != Some(node)
+                && !is_within(&hidden, name)
+            {
+                let change = Change::Created;
+                held_back.push(HeldBack { name: name.clone(), change, why: Why::Hidden });
+                hidden.push(name.clone());
+            }
+        }
+        received.forget(&hidden);
         let leaves = |received: &mut Received, stays: &[Name]| {
             forget_leaving(received, &root, &manifest, options.outside_links, stays)
         };

@@ -17,6 +17,8 @@ pub struct Difference {
     pub name: Name,
     /// What the guest did.
     pub change: Change,
+    /// What it is now, or was where it is gone.
+    pub node: Node,
     /// Held back unless it is allowed by name.
     pub protected: bool,
     /// The host changed it, too, since it was sent.
@@ -102,6 +104,7 @@ impl ChangeSet {
             ) if before != after => Some((*before, *after)),
             _ => None,
         };
+        let node = record.now.as_ref().or(was).cloned().unwrap_or(Node::Directory { mode: 0 });
         let body = match (was, &record.now) {
             (was @ Some(Node::Symlink { .. }), now) | (was, now @ Some(Node::Symlink { .. })) => {
                 let target = |node: Option<&Node>| match node {
@@ -118,6 +121,7 @@ impl ChangeSet {
         Ok(Difference {
             name: name.clone(),
             change: record.change(),
+            node,
             protected: record.is_protected(),
             changed_here,
             mode,
