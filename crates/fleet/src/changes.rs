@@ -10,7 +10,7 @@ use access::Caller;
 use api::{
     AppliedChanges, ApplyChanges, AuditDecision, ChangeKind, ChangeSets, ChangesQuery, Code, Diff,
     DiffQuery, DiscardChanges, FileChange, FileKind, FileMode, HeldBackChange, HeldBackWhy,
-    MountMode, Operation, Problem, Sandbox, Text, Timestamp, Validate as _,
+    Operation, Problem, Sandbox, Text, Timestamp, Validate as _,
 };
 use serde_json::json;
 use supervisor::workspace::{
@@ -225,28 +225,7 @@ impl Manager {
     ) -> Result<ChangeSets, Error> {
         let seat = self.find_to_read(caller, Operation::ChangesRead, sandbox, by).await?;
         let row = seat.row();
-        let reviewed: Vec<(usize, api::Mount)> = row
-            .mounts
-            .iter()
-            .enumerate()
-            .filter(|(_, mount)| mount.mode == MountMode::Review && !mount.read_only)
-            .map(|(index, mount)| (index, mount.clone()))
-            .collect();
-        if let Some(running) = seat.machine().filter(|_| seat.state().takes_tasks()) {
-            let machine = running.sandbox.lock().await;
-            if let Some(machine) = machine.as_ref() {
-                for (index, mount) in &reviewed {
-                    if !machine.is_reviewed(&mount.guest_path) {
-                        continue;
-                    }
-                    let asked = mount.clone();
-                    let resolved = blocking(move || Mounted::resolve(&asked, "mounts")).await??;
-                    let host = PathBuf::from(resolved.host.real());
-                    let shelf = self.shelf();
-                    collect(&shelf, machine, &row, *index, &host, query.ignored, &mut ()).await?;
-                }
-            }
-        }
+        self.look_again(&seat, query.ignored).await?;
         let (shelf, id) = (self.shelf(), row.id.clone());
         let sets = blocking(move || {
             let open = |(mount, path): (usize, PathBuf)| {
@@ -255,6 +234,26 @@ impl Manager {
             shelf.of_sandbox(&id).into_iter().map(open).collect::<Result<Vec<_>, _>>()
         });
         Ok(ChangeSets { sets: sets.await?.map_err(|error| problem(&error))? })
+    }
+
+    /// Collects what a sandbox changed, if it runs.
+    async fn look_again(&self, seat: &Seat, ignored: bool) -> Result<(), Error> {
+        let row = seat.row();
+        let Some(running) = seat.machine().filter(|_| seat.state().takes_tasks()) else {
+            return Ok(());
+        };
+        let machine = running.sandbox.lock().await;
+        let Some(machine) = machine.as_ref() else { return Ok(()) };
+        for (index, mount) in row.mounts.iter().enumerate() {
+            if !machine.is_reviewed(&mount.guest_path) {
+                continue;
+            }
+            let asked = mount.clone();
+            let resolved = blocking(move || Mounted::resolve(&asked, "mounts")).await??;
+            let host = PathBuf::from(resolved.host.real());
+            collect(&self.shelf(), machine, &row, index, &host, ignored, &mut ()).await?;
+        }
+        Ok(())
     }
 
     /// The changes of one directory, as they were collected last.
@@ -371,6 +370,9 @@ impl Manager {
                 Err(error) => error.problem().code.as_str(),
             };
             manager.ledger.commit(Batch::entry(entry.now().with_outcome(outcome))).await?;
+            // What the host has now is what the sandbox's next changes are told against. Where
+            // that cannot be had, they are told against what was sent.
+            let _ = manager.look_again(&seat, false).await;
             done
         });
         applying.await.map_err(|_| Error::ShuttingDown)?

@@ -3,6 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use link::{Guest, LinkError};
 use tokio::sync::{mpsc, watch};
@@ -34,7 +35,7 @@ pub struct CopyIn {
 /// What was sent, and what the guest's agent says that it looked like.
 #[derive(Debug)]
 pub(crate) struct Sent {
-    manifest: Manifest,
+    manifest: Mutex<Manifest>,
     memory: Option<Vec<u8>>,
 }
 
@@ -205,7 +206,7 @@ pub(crate) async fn copy_in(
         held_back.push(format!("and {unnamed} more"));
     }
     let summary = CopySummary { entries: packed.entries, bytes: packed.bytes, held_back };
-    Ok((summary, Sent { manifest: packed.manifest, memory }))
+    Ok((summary, Sent { manifest: Mutex::new(packed.manifest), memory }))
 }
 
 /// Brings a directory of the guest to the host: what it sends is hostile until it was checked.
@@ -245,7 +246,12 @@ pub(crate) async fn collect_changes(
         &host,
         remembered.memory.as_deref(),
         observer,
-        move |input, progress| collect(input, &sent.manifest, about, &to, &options, progress),
+        move |input, progress| {
+            let mut manifest = sent.manifest.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut collected = collect(input, &manifest, about, &to, &options, progress)?;
+            manifest.agree(std::mem::take(&mut collected.agreed));
+            Ok(collected)
+        },
     )
     .await
 }

@@ -24,8 +24,8 @@ mod unpack;
 
 pub use archive::{Name, Passed};
 pub use changes::{
-    About, ApplyOptions, Body, ChangeSet, ChangesError, CollectOptions, Collected, Difference,
-    Ignored, Listed, PatternError, Selection, collect,
+    About, Agreed, ApplyOptions, Body, ChangeSet, ChangesError, CollectOptions, Collected,
+    Difference, Ignored, Listed, PatternError, Selection, collect,
 };
 pub use links::{Below, MAX_STEPS, Resolution, Steps, resolve};
 pub use manifest::{Manifest, Node};

@@ -15,7 +15,7 @@ use super::{
     About, CONTENT, ChangeSet, ChangesError, Ignored, Index, Record, Standing, VERSION, form, text,
     write_index,
 };
-use crate::manifest::{Hashing, node_at};
+use crate::manifest::{Hashing, Sent, node_at};
 use crate::receive::{Limits, UnpackError};
 use crate::{Manifest, Node, Progress};
 
@@ -43,6 +43,25 @@ pub struct Collected {
     pub ignored: Ignored,
     /// Bytes of content that came.
     pub bytes: u64,
+    /// What both sides have changed in the same way.
+    pub agreed: Agreed,
+}
+
+/// What the host has of a guest's changes: it takes the place of what was sent, so that what the
+/// guest changes next is told against it.
+#[derive(Debug, Default)]
+pub struct Agreed(Vec<(Name, Option<Sent>)>);
+
+impl Manifest {
+    /// Takes what both sides have for what was sent.
+    pub fn agree(&mut self, agreed: Agreed) {
+        for (name, now) in agreed.0 {
+            match now {
+                Some(now) => self.entries.insert(name, now),
+                None => self.entries.remove(&name),
+            };
+        }
+    }
 }
 
 /// Takes a guest's tree and keeps what of it is not as it was sent, in the directory `to`, whose
@@ -110,13 +129,16 @@ pub fn collect(
     }
     changes.sort_by(|one, other| one.name.cmp(&other.name));
     let mut kept = Vec::with_capacity(changes.len());
+    let mut agreed = Agreed::default();
     for mut change in changes {
-        if !is_there(&root, &change)? {
-            keep_base(&root, place.path(), &mut change)?;
-            kept.push(change);
+        match agreement(&root, &change)? {
+            Some(now) => agreed.0.push((change.name, now)),
+            None => {
+                keep_base(&root, place.path(), &mut change)?;
+                kept.push(change);
+            }
         }
     }
-    // Directories that the host has too were kept out only if nothing else is told of them.
     let set = match kept.is_empty() {
         true => {
             drop(place);
@@ -134,7 +156,7 @@ pub fn collect(
             Some(ChangeSet::open(to)?)
         }
     };
-    Ok(Collected { set, ignored, bytes })
+    Ok(Collected { set, ignored, bytes, agreed })
 }
 
 /// Puts a complete set in its place.
@@ -171,26 +193,24 @@ fn publish(place: tempfile::TempDir, to: &Path) -> Result<(), UnpackError> {
     Ok(renamed?)
 }
 
-/// Whether the host has it already.
-fn is_there(root: &Root, change: &Record) -> Result<bool, UnpackError> {
+/// What both sides have, where the host has the change already.
+fn agreement(root: &Root, change: &Record) -> Result<Option<Option<Sent>>, UnpackError> {
     let name = &change.name;
     let compare = |source| UnpackError::Compare { name: name.clone(), source };
-    let host = root.inode(name).map_err(compare)?;
-    Ok(match (&change.now, host) {
-        (None, host) => host.is_none(),
-        (Some(_), None) => false,
-        (Some(Node::Directory { mode }), Some(host)) => {
+    let (now, host) = match (&change.now, root.inode(name).map_err(compare)?) {
+        (None, None) => return Ok(Some(None)),
+        (None, Some(_)) | (Some(_), None) => return Ok(None),
+        (Some(now), Some(host)) => (now, host),
+    };
+    let is_there = match now {
+        Node::Directory { mode } => {
             host.kind == archive::InodeKind::Directory
                 && (change.was.is_none() || host.mode & 0o777 == *mode)
         }
-        (Some(now), Some(host)) => {
-            let alike = match now {
-                Node::File { size, .. } => host.size == *size,
-                _ => true,
-            };
-            alike && node_at(root, name).map_err(compare)?.as_ref() == Some(now)
-        }
-    })
+        Node::File { size, .. } if host.size != *size => false,
+        _ => node_at(root, name).map_err(compare)?.as_ref() == Some(now),
+    };
+    Ok(is_there.then(|| Some(Sent { node: now.clone(), inode: host })))
 }
 
 /// Keeps what was sent of a text that changed, if the host still has it.
