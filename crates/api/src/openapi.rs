@@ -574,6 +574,8 @@ mod tests {
                 "resize_process" => valid::<crate::WindowSize>(value),
                 "make_directory" => valid::<crate::MakeDirectory>(value),
                 "move_file" => valid::<crate::MoveFile>(value),
+                "apply_changes" => valid::<crate::ApplyChanges>(value),
+                "discard_changes" => valid::<crate::DiscardChanges>(value),
                 "create_token" => valid::<crate::CreateToken>(value),
                 "create_key" => valid::<crate::CreateKey>(value),
                 "set_secret" | "set_sandbox_secret" => valid::<crate::SetSecret>(value),
