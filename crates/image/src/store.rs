@@ -289,6 +289,15 @@ impl Store {
         Ok(list)
     }
 
+    /// What is known about an image without layers; `None` where there is none of that name or digest.
+    pub fn find(&self, name: &str) -> Result<Option<ImageInfo>, StoreError> {
+        if self.matching(name)?.is_empty() {
+            return Ok(None);
+        }
+        let (_, manifest) = self.one(name)?;
+        Ok(self.list()?.into_iter().find(|info| info.manifest == manifest))
+    }
+
     /// Removes every image of that name, or the one with that digest. Sandboxes that run keep
     /// theirs.
     pub fn remove(&self, name: &str) -> Result<Removed, StoreError> {
@@ -496,7 +505,8 @@ impl Store {
         }
     }
 
-    pub(crate) fn unknown(&self, name: &str) -> StoreError {
+    /// The error that says which images there are.
+    pub fn unknown(&self, name: &str) -> StoreError {
         let mut known: Vec<String> =
             self.manifests().unwrap_or_default().into_iter().map(|(_, m)| m.name).collect();
         known.extend(self.tag_names());

@@ -177,7 +177,7 @@ fn layers_are_told_from_a_root() {
     header.set_size(2);
     tar.append_data(&mut header, "manifest.json", &b"[]"[..]).unwrap();
     let path = bench.file("saved.tar", &tar.into_inner().unwrap());
-    refused(bench.resolve(&path), "docker export");
+    refused(bench.resolve(&path), "holds no image");
     assert!(bench.left().is_empty());
 }
 

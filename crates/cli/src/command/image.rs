@@ -1,9 +1,16 @@
 //! `sandforge image`: the root file systems that machines start from.
 
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
-use supervisor::image::{ImageError, Progress, RecipeError, Step, Store, StoreError, recipe};
+use supervisor::ImageInfo;
+use supervisor::image::oci::Import;
+use supervisor::image::{
+    ImageError, Progress, RecipeError, RootImage, Step, Store, StoreError, recipe,
+};
 
 use super::Context;
 use super::list::{age, table};
@@ -12,7 +19,7 @@ use crate::filter;
 use crate::progress::Line;
 use crate::units::readable;
 
-/// List, build, check and remove the images that machines start from
+/// The images that machines start from: list, look into, bring in and out, build, check, remove
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -20,8 +27,12 @@ Examples:
   sandforge image build base      build it anew, with today's packages
   sandforge image verify base     compare every byte with its digest
   sandforge image rm base         the next `sandforge run` builds it again
+  sandforge image import ./saved.tar tool:1     what `docker save` wrote, or a directory that is an
+                                                OCI layout
+  sandforge image export tool:1 tool.tar        as an OCI archive, which skopeo and podman read
+  sandforge image prune           remove the layers that no image needs
 
-A root made elsewhere needs none of this: sandforge run --image ./root.tar true")]
+An image made elsewhere needs none of this: sandforge run --image ./root.tar true")]
 pub(crate) struct ImageArgs {
     #[command(subcommand)]
     action: Action,
@@ -41,45 +52,141 @@ enum Action {
         #[arg(default_value = "base")]
         name: String,
     },
+    /// Print what is known about an image, as JSON
+    Inspect {
+        /// Its name or digest
+        image: String,
+    },
+    /// Bring in an image: a directory that is an OCI layout, or an archive of one or of `docker save`
+    Import {
+        /// The directory, or the archive: plain, gzip or zstd
+        path: PathBuf,
+        /// What it is called from then on; by default like the file. Of several images, this one
+        name: Option<String>,
+        /// Do not keep its compressed layers, which only an export or a repair needs
+        #[arg(long)]
+        no_blobs: bool,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write an image as an archive that is an OCI layout
+    Export {
+        /// Its name or digest
+        image: String,
+        /// Where to; a file that is there is replaced
+        file: PathBuf,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove images, by name or digest
     Rm {
         /// Which
         #[arg(required = true)]
         image: Vec<String>,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
     },
-    /// Compare an image with its digest
+    /// Remove the layers and blobs that no image needs; what runs keeps its own
+    Prune {
+        /// The compressed layers of images too, which only an export or a repair needs
+        #[arg(long)]
+        blobs: bool,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every byte of an image and compare it with its digests
     Verify {
         /// Its name or digest
         image: String,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
     },
 }
 
 impl ImageArgs {
     pub(crate) fn json(&self) -> bool {
-        matches!(self.action, Action::Ls { json: true })
+        match self.action {
+            Action::Ls { json }
+            | Action::Import { json, .. }
+            | Action::Export { json, .. }
+            | Action::Rm { json, .. }
+            | Action::Prune { json, .. }
+            | Action::Verify { json, .. } => json,
+            Action::Inspect { .. } => true,
+            Action::Build { .. } => false,
+        }
     }
 
     pub(crate) fn run(self, context: &Context) -> Result<u8, Failure> {
         let store = Store::open_default().map_err(|error| store_failure(&error))?;
         let mut line = Shown(Line::new(context.verbosity));
         match self.action {
-            Action::Ls { json } => list(&store, json)?,
+            Action::Ls { json } => list(&store, json, &mut line.0)?,
             Action::Build { name } => {
                 let image = store.build(&name, &mut line).map_err(|error| image_failure(&error))?;
                 line.0.clear();
                 let digest = image.digest.unwrap_or_default();
                 super::print(&format!("{name} {digest}\n"))?;
             }
-            Action::Rm { image } => {
-                for name in image {
-                    let removed = store.remove(&name).map_err(|error| store_failure(&error))?;
-                    line.0.notice(&format!("{name}: {} freed", readable(removed.bytes)));
+            Action::Inspect { image } => inspect(&store, &image)?,
+            Action::Import { path, name, no_blobs, json } => {
+                let import = Import { name: name.as_deref(), keep_blobs: !no_blobs };
+                let image = store
+                    .import_from(&path, import, &mut line)
+                    .map_err(|error| image_failure(&error))?;
+                line.0.clear();
+                imported(&image, json)?;
+            }
+            Action::Export { image, file, json } => {
+                let bytes = export(&store, &image, &file)?;
+                match json {
+                    true => super::print_json(&serde_json::json!({"bytes": bytes}))?,
+                    false => line.0.notice(&format!("{image}: {}", readable(bytes))),
                 }
             }
-            Action::Verify { image } => {
+            Action::Rm { image, json } => {
+                let mut all = Vec::new();
+                for name in image {
+                    let removed = store.remove(&name).map_err(|error| store_failure(&error))?;
+                    match json {
+                        true => {
+                            all.push(serde_json::json!({"image": name, "bytes": removed.bytes}));
+                        }
+                        false => {
+                            line.0.notice(&format!("{name}: {} freed", readable(removed.bytes)))
+                        }
+                    }
+                }
+                if json {
+                    super::print_json(&all)?;
+                }
+            }
+            Action::Prune { blobs, json } => {
+                let pruned = store.prune(blobs).map_err(|error| store_failure(&error))?;
+                if json {
+                    super::print_json(&pruned)?;
+                } else {
+                    line.0.notice(&format!("{} freed", readable(pruned.bytes)));
+                    if pruned.in_use > 0 {
+                        line.0.notice(&format!("{} layers are in use and stay", pruned.in_use));
+                    }
+                    if pruned.blobs_are_held {
+                        line.0.notice("an image is just arriving: its blobs were left alone");
+                    }
+                }
+            }
+            Action::Verify { image, json } => {
                 store.verify(&image, &mut line).map_err(|error| store_failure(&error))?;
                 line.0.clear();
-                super::print(&format!("{}: ok\n", filter::plain(&image)))?;
+                match json {
+                    true => super::print_json(&serde_json::json!({"image": image, "ok": true}))?,
+                    false => super::print(&format!("{}: ok\n", filter::plain(&image)))?,
+                }
             }
         }
         Ok(0)
@@ -94,7 +201,7 @@ impl Progress for Shown {
     }
 }
 
-fn list(store: &Store, json: bool) -> Result<(), Failure> {
+fn list(store: &Store, json: bool, line: &mut Line) -> Result<(), Failure> {
     let images = store.list().map_err(|error| store_failure(&error))?;
     if json {
         return super::print_json(&images);
@@ -105,11 +212,11 @@ fn list(store: &Store, json: bool) -> Result<(), Failure> {
         let digest = &image.manifest.digest;
         let digest = digest.strip_prefix("sha256:").unwrap_or(digest);
         rows.push([
-            filter::plain(&image.manifest.name),
+            filter::plain(&familiar(&image.manifest.name)),
             digest.get(..12).unwrap_or(digest).to_owned(),
             readable(image.disk_bytes),
             age(made.elapsed().unwrap_or_default()),
-            if image.stale { "outdated: its next use builds it anew" } else { "" }.to_owned(),
+            note(image),
         ]);
     }
     for name in recipe::names() {
@@ -118,7 +225,71 @@ fn list(store: &Store, json: bool) -> Result<(), Failure> {
             rows.push([name, "-", "-", "-", note].map(str::to_owned));
         }
     }
-    super::print(&table(&rows))
+    super::print(&table(&rows))?;
+    if images.iter().any(|image| image.shared_bytes > 0) {
+        let all = store.disk_bytes_of_all().map_err(|error| store_failure(&error))?;
+        line.notice(&format!("{} in all: what images share is there once", readable(all)));
+    }
+    Ok(())
+}
+
+fn note(image: &ImageInfo) -> String {
+    match image {
+        ImageInfo { stale: true, .. } => "outdated: its next use builds it anew".to_owned(),
+        ImageInfo { shared_bytes: 0, .. } => String::new(),
+        ImageInfo { shared_bytes, .. } => format!("{} of it shared", readable(*shared_bytes)),
+    }
+}
+
+/// A reference as people write it, and any other name as it is.
+fn familiar(name: &str) -> String {
+    let reference = name.parse::<supervisor::image::Reference>();
+    match reference {
+        Ok(reference) if reference.to_string() == name => reference.familiar(),
+        _ => name.to_owned(),
+    }
+}
+
+fn inspect(store: &Store, name: &str) -> Result<(), Failure> {
+    let flat = store.find(name).map_err(|error| store_failure(&error))?;
+    if let Some(image) = flat {
+        return super::print_json(&image);
+    }
+    match store.inspect(name).map_err(|error| store_failure(&error))? {
+        Some(image) => super::print_json(&image),
+        None => Err(store_failure(&store.unknown(name))),
+    }
+}
+
+fn imported(image: &RootImage, json: bool) -> Result<(), Failure> {
+    let digest = image.digest.as_deref().unwrap_or_default();
+    if json {
+        return super::print_json(&serde_json::json!({
+            "name": image.name, "digest": format!("sha256:{digest}"),
+            "layers": image.layers.len(), "bytes": image.size,
+        }));
+    }
+    super::print(&format!("{} {digest}\n", filter::plain(&familiar(&image.name))))
+}
+
+/// To a file beside the one that is meant, which is replaced when all is written.
+fn export(store: &Store, name: &str, file: &Path) -> Result<u64, Failure> {
+    let failed = |error: &std::io::Error| {
+        Failure::failed(format!("cannot write {}", file.display())).because(error)
+    };
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut new = tempfile::Builder::new()
+        .prefix(".sandforge-export-")
+        .tempfile_in(parent.unwrap_or(Path::new(".")))
+        .map_err(|error| failed(&error))?;
+    let mut to = BufWriter::with_capacity(1 << 20, new.as_file_mut());
+    store.export(name, &mut to).map_err(|error| image_failure(&error))?;
+    to.flush().map_err(|error| failed(&error))?;
+    drop(to);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    fs::set_permissions(new.path(), mode).map_err(|error| failed(&error))?;
+    let kept: File = new.persist(file).map_err(|error| failed(&error.error))?;
+    Ok(kept.metadata().map_err(|error| failed(&error))?.len())
 }
 
 fn store_failure(error: &StoreError) -> Failure {

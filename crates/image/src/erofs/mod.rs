@@ -7,10 +7,12 @@
 //! pays for decompression tenfold, and the image lies in a cache, not on a wire.
 
 mod format;
+mod lookup;
 mod tree;
 mod writer;
 
 pub use format::{SUPERBLOCK_END, Superblock, SuperblockError};
+pub(crate) use lookup::{Found, Owner, walk};
 pub use writer::{Summary, WriteError, Writer};
 
 use crate::tar;

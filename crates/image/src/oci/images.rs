@@ -6,7 +6,7 @@
 //! descriptor: what a machine runs from is not removed under it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::document::{self, Config, Descriptor, Index, Kind, Manifest, Platform};
 use super::layer::{self, Expected};
 use super::layout::{INDEX, Layout, WORKING};
-use super::{OciError, archive, choose};
+use super::{OciError, archive, choose, parents};
 use crate::cache::{CacheError, Lock};
 use crate::erofs::Superblock;
 use crate::layers::{ImageConfig, Layer, RootImage, Verity};
@@ -320,6 +320,7 @@ impl Store {
         for (descriptor, diff_id) in documents.layers() {
             layers.push(self.layer(from, descriptor, diff_id, progress)?);
         }
+        layers.extend(self.parents(manifest, &layers, progress)?);
         let layers = stack(layers);
         let size = layers.iter().map(|layer| layer.size).sum();
         let digest = manifest.digest.trim_start_matches("sha256:").to_owned();
@@ -367,12 +368,7 @@ impl Store {
                     Some(full) => full.into(),
                     None => failed(error),
                 })?;
-            let data = converted.summary.bytes;
-            let total = Some(data);
-            let read = |done| progress.step(Stage::Digest.at(done, total));
-            let (verity, bytes) = verity::append(&mut file, data, read)
-                .and_then(|tree| file.sync_all().map(|()| tree))
-                .map_err(CacheError::of("write", &path))?;
+            let (verity, bytes) = seal(&mut file, &path, converted.summary.bytes, progress)?;
             let description = Description {
                 diff_id: diff_id.to_owned(),
                 bytes,
@@ -385,6 +381,61 @@ impl Store {
             Ok(store::write_json(&dir.join(DESCRIPTION), &description)?)
         })?;
         self.open_layer(&key)?.ok_or_else(|| OciError::Missing { digest: diff_id.to_owned() })
+    }
+
+    /// The layer for directories that layers use and do not describe, where there are any.
+    fn parents(
+        &self,
+        manifest: &Descriptor,
+        layers: &[(Layer, Description)],
+        progress: &mut dyn Progress,
+    ) -> Result<Option<(Layer, Description)>, OciError> {
+        let key = parents_key(manifest);
+        if let Ok(Some(found)) = self.open_layer(&key) {
+            return Ok(Some(found));
+        }
+        let implied: Vec<BTreeSet<Vec<u8>>> = layers
+            .iter()
+            .map(|(_, it)| it.implied.iter().map(|path| bytes_of(path)).collect())
+            .collect();
+        let seen: Vec<parents::Seen<'_>> = layers
+            .iter()
+            .zip(&implied)
+            .map(|((layer, it), implied)| parents::Seen {
+                diff_id: &it.diff_id,
+                file: &layer.file,
+                implied,
+            })
+            .collect();
+        let lost = parents::lost(&seen)?;
+        if lost.is_empty() {
+            return Ok(None);
+        }
+        let lock = self.layers.lock(&key, progress)?;
+        self.layers.publish(&lock, |dir| -> Result<(), OciError> {
+            let path = dir.join(FILE_SYSTEM);
+            let diff_id = format!("sha256:{}", crate::digest::of(format!("{lost:?}").as_bytes()));
+            let (mut file, data) = parents::write(&lost, store::create(&path)?).map_err(
+                |error| match store::full_disk(&path, &error) {
+                    Some(full) => full.into(),
+                    None => OciError::Layer { diff_id: diff_id.clone(), source: error.into() },
+                },
+            )?;
+            let (verity, bytes) = seal(&mut file, &path, data, progress)?;
+            let inodes = 1 + lost.len() as u64;
+            let implied = Vec::new();
+            let description = Description {
+                diff_id,
+                bytes,
+                verity,
+                inodes,
+                devices_skipped: 0,
+                hides_all: false,
+                implied,
+            };
+            Ok(store::write_json(&dir.join(DESCRIPTION), &description)?)
+        })?;
+        self.open_layer(&key)
     }
 
     /// Opens a layer and checks what is cheap to check: its length, its first block, and the top
@@ -542,7 +593,8 @@ impl Store {
     /// What an image needs: the keys of its layers, and its blobs.
     fn needs(&self, tag: &Tag) -> Result<(BTreeSet<String>, BTreeSet<String>), StoreError> {
         let documents = self.documents(tag)?;
-        let keys = documents.config.diff_ids.iter().map(|diff_id| key(diff_id)).collect();
+        let keys = documents.config.diff_ids.iter().map(|diff_id| key(diff_id));
+        let keys = keys.chain([parents_key(&tag.manifest)]).collect();
         let layers = documents.manifest.layers.iter().map(|layer| layer.digest.clone());
         let config = documents.manifest.config.digest.clone();
         Ok((keys, layers.chain([config, tag.manifest.digest.clone()]).collect()))
@@ -581,7 +633,8 @@ impl Store {
                 source_digest: tag.archive.clone(),
                 packages: Vec::new(),
             };
-            let layers = keys.len();
+            // Without that for the parents, which few need.
+            let layers = keys.len().saturating_sub(1);
             list.push(ImageInfo { manifest, disk_bytes, shared_bytes, layers, stale: false });
         }
         Ok(list)
@@ -809,6 +862,23 @@ impl Store {
     }
 }
 
+/// Puts the hash tree behind a file system, and makes both outlive a power cut.
+fn seal(
+    file: &mut File,
+    path: &Path,
+    data: u64,
+    progress: &mut dyn Progress,
+) -> Result<(Verity, u64), CacheError> {
+    let read = |done| progress.step(Stage::Digest.at(done, Some(data)));
+    verity::append(file, data, read)
+        .and_then(|tree| file.sync_all().map(|()| tree))
+        .map_err(CacheError::of("write", path))
+}
+
+fn parents_key(manifest: &Descriptor) -> String {
+    format!("parents-{}", key(&manifest.digest))
+}
+
 /// What the root is made of: of layers that are there twice the upper, none that are hidden or
 /// empty, but always one.
 fn stack(layers: Vec<(Layer, Description)>) -> Vec<Layer> {
@@ -881,6 +951,10 @@ fn named(name: &str) -> impl FnOnce(OciError) -> ImageError + use<> {
         OciError::Cache(error) => error.into(),
         source => ImageError::Oci { name, source },
     }
+}
+
+fn bytes_of(path: &str) -> Vec<u8> {
+    path.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect()
 }
 
 fn text_of(path: &[u8]) -> String {

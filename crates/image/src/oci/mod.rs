@@ -5,6 +5,7 @@ mod document;
 mod images;
 mod layer;
 mod layout;
+mod parents;
 
 pub(crate) use archive::begins_like_one;
 pub use document::{Config, Descriptor, DocumentError, Index, Manifest, Platform};
@@ -66,8 +67,8 @@ pub enum OciError {
     /// The archive that it comes in was refused.
     #[error(transparent)]
     Archive(TarError),
-    /// The archive has more files than any image.
-    #[error("the archive has over {limit} files")]
+    /// The archive has more files than any image, or its layers more directories without an entry.
+    #[error("it has over {limit} parts that have to be looked at")]
     Many {
         /// How many are taken.
         limit: usize,

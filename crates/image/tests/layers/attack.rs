@@ -187,6 +187,15 @@ fn a_device_becomes_nothing_and_hides_what_is_below() {
 }
 
 #[test]
+fn files_behind_a_link_of_a_lower_layer_are_refused_rather_than_put_elsewhere() {
+    refused(Tar::default().file("lib/harm", b"x"), "/lib, which is no directory");
+    // With an entry, the layer says that it means a directory.
+    seen(Tar::default().dir("lib", 0o755).file("lib/x", b"x"), |root| {
+        assert!(root.join("lib").symlink_metadata().unwrap().is_dir());
+    });
+}
+
+#[test]
 fn setuid_is_kept_as_the_bits_of_a_mode() {
     let layer = Tar::default().mode("su", 0o6755, b"x").dir("t", 0o3777);
     seen(layer, |root| {

@@ -340,6 +340,56 @@ fn equal_layers_and_empty_ones_take_no_disk_of_the_machine() {
 }
 
 #[test]
+fn a_directory_without_an_entry_is_whose_it_was_in_the_layers_below() {
+    let bench = Bench::new();
+    let owned = [("uid", &b"1234"[..]), ("gid", b"4321")];
+    let base = Tar::default()
+        .dir("tmp", 0o1777)
+        .pax(&owned)
+        .dir("home", 0o750)
+        .pax(&owned)
+        .dir("home/app", 0o700)
+        .dir("srv", 0o2775)
+        .dir("gone", 0o700)
+        .end();
+    let middle = Tar::default().file("home/app/file", b"1").file("srv/.wh..wh..opq", b"").end();
+    let top = Tar::default()
+        .file("tmp/file", b"2")
+        .dir("srv/new", 0o700)
+        .file(".wh.gone", b"")
+        .file("new/deep/file", b"3")
+        .end();
+    let over = Tar::default().file("gone/file", b"4").end();
+    let image = bench
+        .resolve(&bench.layout("image", &[base, middle, top, over].map(|tar| Blob::gzip(&tar))));
+    let image = image.unwrap();
+    assert_eq!(image.layers.len(), 5);
+    check_layers(&image);
+    let again = bench.resolve(&bench.path("image")).unwrap();
+    assert_eq!(again.layers[4].verity, image.layers[4].verity);
+    let Some(found) = stacked(&image, walk) else { return };
+    for (path, expected) in [
+        ("tmp", "1777 0:0 dir"),
+        ("home", "750 1234:4321 dir"),
+        ("home/app", "700 1234:4321 dir"),
+        ("srv", "2775 0:0 dir"),
+        ("srv/new", "700 0:0 dir"),
+        ("new/deep", "755 0:0 dir"),
+        ("gone", "755 0:0 dir"),
+        ("home/app/file", "644 0:0 1 \"1\""),
+    ] {
+        assert_eq!(found.get(Path::new(path)).map(String::as_str), Some(expected), "{path}");
+    }
+    if let Some(theirs) = umoci(&bench.path("image")) {
+        assert_eq!(found, theirs);
+    }
+    drop((image, again));
+    assert_eq!(bench.store.prune(false).unwrap().layers, 0, "it belongs to the image");
+    bench.store.remove("image").unwrap();
+    assert!(bench.names("layers").is_empty());
+}
+
+#[test]
 fn a_layer_that_hides_the_whole_root_leaves_nothing_below() {
     let bench = Bench::new();
     let top = Blob::plain(&Tar::default().file(".wh..wh..opq", b"").file("only", b"1").end());
