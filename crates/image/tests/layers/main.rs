@@ -4,4 +4,5 @@
 mod attack;
 mod judge;
 mod make;
+mod memory;
 mod store;
