@@ -1,6 +1,6 @@
 //! Prints the figures of docs/benchmarks.md, one table a measurement.
 //!
-//! `cargo run --release -p bench [cold|create|exec|process|stream|parallel|serve]...`, all of them
+//! `cargo run --release -p bench [cold|create|exec|process|stream|parallel|serve|workspace]...`, all of them
 //! without a name; `kvm-boot` has to be asked for by its name. `serve --minutes N` goes on making
 //! sandboxes for so long. Figures are medians and 90th percentiles of runs in a row; see how loaded
 //! the machine was in the first line. `egress` has options of its own, after its name.
@@ -9,6 +9,7 @@
 mod create;
 mod kvm;
 mod serve;
+mod workspace;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,9 @@ fn main() -> ExitCode {
         }
         if wanted("serve") {
             serve::run(churn)?;
+        }
+        if wanted("workspace") {
+            workspace::run()?;
         }
         if arguments.iter().any(|word| word == "kvm-boot") {
             kvm::boot()?;

@@ -100,9 +100,9 @@ impl Mount {
         })
     }
 
-    /// Whether what the guest changes is to be reviewed.
+    /// Whether what the guest changes is to be reviewed. A single file is copied and no more.
     pub(crate) fn is_reviewed(&self) -> bool {
-        self.mode == Mode::Api(MountMode::Review) && !self.read_only
+        self.mode == Mode::Api(MountMode::Review) && !self.read_only && self.host.is_dir()
     }
 }
 

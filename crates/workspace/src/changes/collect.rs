@@ -143,6 +143,7 @@ pub fn collect(
         true => {
             drop(place);
             match ChangeSet::open(to) {
+                Ok(old) if old.is_interrupted() => return Err(ChangesError::Interrupted.into()),
                 Ok(old) => old.remove()?,
                 Err(ChangesError::Read { .. }) => {}
                 Err(error) => return Err(error.into()),
