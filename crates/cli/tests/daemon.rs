@@ -211,6 +211,31 @@ fn files_and_directories_are_copied_both_ways() {
     server.call(&["cp", "-", "box:/workspace/in"]).stdin("from a pipe").output().exits(0);
     server.run(&["cp", "box:/workspace/in", "-"]).exits(0).prints("from a pipe");
     server.run(&["cp", "box:/nope", &path("x")]).exits(3);
+    fs::create_dir(here.path().join("some")).unwrap();
+    server
+        .run(&[
+            "-q",
+            "exec",
+            "box",
+            "mkdir -p d/1 d/2; echo x | tee d/1/a.log d/2/b.log d/2/.c.log d/2/d",
+        ])
+        .exits(0);
+    server.run(&["cp", "box:/workspace/d/*/*.log", "box:/workspace/in", &path("some")]).exits(0);
+    let mut names: Vec<_> = fs::read_dir(here.path().join("some"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["a.log", "b.log", "in"]);
+    server.run(&["cp", &path("some/a.log"), &path("some/in"), "box:/tmp/"]).exits(0);
+    server.run(&["-q", "exec", "box", "cat /tmp/a.log /tmp/in"]).exits(0).prints("x\nfrom a pipe");
+    server.run(&["cp", "box:/workspace/*.nope", &path("some")]).exits(3).says("nothing in");
+    server
+        .run(&["cp", "box:/workspace/d/*", &path("missing")])
+        .exits(2)
+        .says("a directory that is there");
+    server.run(&["-q", "exec", "box", "echo y > 'a[1]'"]).exits(0);
+    server.run(&["cp", "box:/workspace/a[1]", "-"]).exits(0).prints("y\n");
     server.run(&["cp", &path("tree"), &path("x")]).exits(2).says("must be in a sandbox");
 }
 

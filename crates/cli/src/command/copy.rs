@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use client::api::{
-    Code, FileInfo, FileKind, FileMode, PathQuery, ReadQuery, StatQuery, TarInQuery, WriteQuery,
+    Code, FileInfo, FileKind, FileMode, ListFilesQuery, PathQuery, ReadQuery, StatQuery,
+    TarInQuery, WriteQuery,
 };
 use client::{Client, Download, Upload};
+use globset::GlobBuilder;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::SyncIoBridge;
 use workspace::{OutsideLinks, PackOptions, UnpackOptions};
@@ -24,6 +26,10 @@ use crate::progress::Line;
 
 /// What may be on the way between a thread that walks files and the network.
 const AHEAD: usize = 256 << 10;
+/// What makes a path a pattern.
+const WILDCARDS: [char; 4] = ['*', '?', '[', '{'];
+/// Most paths that a pattern may stand for.
+const MAX_MATCHES: usize = 10_000;
 /// More would hide everything else.
 const MAX_TOLD: usize = 10;
 
@@ -34,19 +40,21 @@ Examples:
   sandforge cp notes.txt box:/workspace/
   sandforge cp ./src box:/workspace/src          a directory, with all that is in it
   sandforge cp box:/workspace/results ./results
+  sandforge cp 'box:/workspace/*.log' box:/workspace/out ./results
+                                                 several, to a directory; the quotes are for your shell
   sandforge cp box:/etc/os-release -             to stdout; a directory comes as a tar
   echo hi | sandforge cp - box:/tmp/hi           from stdin
 
 What lies in a directory that is there is replaced, as `cp -r` does; nothing is removed. Links stay
 links; those that come out and lead out of the directory are refused.")]
 pub(crate) struct CopyArgs {
-    /// Where from: a path of this computer, NAME:PATH in a sandbox, or - for stdin
-    #[arg(value_name = "FROM")]
-    from: OsString,
-
-    /// Where to: a path of this computer, NAME:PATH in a sandbox, or - for stdout
-    #[arg(value_name = "TO")]
-    to: OsString,
+    /// Where from, and last where to: paths of this computer, NAME:PATH in a sandbox, or - for stdin
+    /// or stdout
+    ///
+    /// In a PATH to copy from, `*`, `?`, `[a-z]` and `{a,b}` stand for names, as in a shell. Several
+    /// things go to a directory that is there.
+    #[arg(value_name = "FROM> <TO", num_args = 2.., required = true)]
+    places: Vec<OsString>,
 
     /// As this user of the sandbox: NAME or UID, either with :GROUP [default: uid 1000, not root]
     #[arg(short, long)]
@@ -105,26 +113,67 @@ struct There<'a> {
 
 impl CopyArgs {
     pub(crate) fn run(self, context: &Context) -> Result<u8, Failure> {
-        let (from, to) = (Place::parse(&self.from)?, Place::parse(&self.to)?);
+        let places: Result<Vec<_>, _> = self.places.iter().map(|text| Place::parse(text)).collect();
+        let mut from = places?;
+        let to = from.pop().unwrap_or(Place::Stream);
+        let apart = |from: &Place| {
+            matches!(from, Place::Sandbox { .. }) != matches!(to, Place::Sandbox { .. })
+        };
+        if !from.iter().all(apart) {
+            return Err(Failure::usage("one of the two must be in a sandbox, and one must not")
+                .help("write NAME:PATH for what is in a sandbox"));
+        }
         let mut line = Line::new(context.verbosity);
         connection::ask(async |client| {
             let there = |name, path| There { client, name, path, user: self.user.clone() };
-            match (&from, &to) {
-                (Place::Stream, Place::Sandbox { name, path }) => {
-                    there(name, path).write(Upload::reader(tokio::io::stdin()), None).await
+            let mut sources = Vec::new();
+            for place in from {
+                match place {
+                    Place::Sandbox { name, path } => {
+                        let paths = there(&name, &path).matching().await?;
+                        let found = |path| Place::Sandbox { name: name.clone(), path };
+                        sources.extend(paths.into_iter().map(found));
+                    }
+                    other => sources.push(other),
                 }
-                (Place::Host(host), Place::Sandbox { name, path }) => {
-                    self.copy_in(host, there(name, path), &mut line).await
-                }
-                (Place::Sandbox { name, path }, Place::Stream) => there(name, path).print().await,
-                (Place::Sandbox { name, path }, Place::Host(host)) => {
-                    self.copy_out(there(name, path), host, &mut line).await
-                }
-                _ => Err(Failure::usage("one of the two must be in a sandbox, and one must not")
-                    .help("write NAME:PATH for what is in a sandbox")),
             }
+            if sources.len() > 1 && !self.is_directory(&to, &there).await? {
+                return Err(Failure::usage("several things go to a directory that is there")
+                    .help("make the directory first, or name one thing"));
+            }
+            for source in &sources {
+                match (source, &to) {
+                    (Place::Stream, Place::Sandbox { name, path }) => {
+                        let content = Upload::reader(tokio::io::stdin());
+                        there(name, path).write(content, None).await?;
+                    }
+                    (Place::Host(host), Place::Sandbox { name, path }) => {
+                        self.copy_in(host, there(name, path), &mut line).await?;
+                    }
+                    (Place::Sandbox { name, path }, Place::Host(host)) => {
+                        self.copy_out(there(name, path), host, &mut line).await?;
+                    }
+                    (Place::Sandbox { name, path }, _) => there(name, path).print().await?,
+                    // Seen to above.
+                    _ => {}
+                }
+            }
+            Ok(())
         })?;
         Ok(0)
+    }
+
+    /// Whether several things can go there.
+    async fn is_directory<'a>(
+        &self,
+        to: &'a Place,
+        there: &impl Fn(&'a str, &'a str) -> There<'a>,
+    ) -> Result<bool, Failure> {
+        match to {
+            Place::Stream => Ok(false),
+            Place::Host(host) => Ok(host.is_dir()),
+            Place::Sandbox { name, path } => there(name, path).is_directory().await,
+        }
     }
 
     async fn copy_in(
@@ -256,6 +305,78 @@ impl There<'_> {
             Err(error) if error.code() == Some(Code::FileNotFound) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The paths that this one stands for: itself, unless there are wildcards in it and nothing is
+    /// called so. Names that begin with a dot are matched by a pattern that begins with one.
+    async fn matching(&self) -> Result<Vec<String>, Failure> {
+        if !self.path.contains(WILDCARDS) || self.info().await?.is_some() {
+            return Ok(vec![self.path.to_owned()]);
+        }
+        let mut found = vec![String::new()];
+        for segment in self.path.split('/').filter(|segment| !segment.is_empty()) {
+            if !segment.contains(WILDCARDS) {
+                found.iter_mut().for_each(|path| *path = format!("{path}/{segment}"));
+                continue;
+            }
+            let pattern = GlobBuilder::new(segment).literal_separator(true).build();
+            let pattern = pattern
+                .map_err(|error| {
+                    Failure::usage(format!("{segment:?} is no pattern")).because(&error)
+                })?
+                .compile_matcher();
+            let mut next = Vec::new();
+            for directory in &found {
+                let fits = |name: &str| {
+                    pattern.is_match(name) && (segment.starts_with('.') || !name.starts_with('.'))
+                };
+                let names = self.names(directory).await?;
+                let fitting = names.into_iter().filter(|name| fits(name));
+                next.extend(fitting.map(|name| format!("{directory}/{name}")));
+                if next.len() > MAX_MATCHES {
+                    return Err(Failure::usage(format!(
+                        "{:?} stands for more than {MAX_MATCHES} paths",
+                        self.path
+                    ))
+                    .help("copy the directory"));
+                }
+            }
+            found = next;
+        }
+        let mut there = Vec::with_capacity(found.len());
+        for path in found {
+            if (There { path: &path, user: self.user.clone(), ..*self }).info().await?.is_some() {
+                there.push(path);
+            }
+        }
+        match there.is_empty() {
+            false => Ok(there),
+            true => Err(Failure::new(
+                Kind::NotFound,
+                format!("nothing in {:?} is like {:?}", self.name, self.path),
+            )),
+        }
+    }
+
+    /// What is in a directory; nothing where it is none.
+    async fn names(&self, directory: &str) -> Result<Vec<String>, Failure> {
+        let path = if directory.is_empty() { "/" } else { directory };
+        let there = There { path, user: self.user.clone(), ..*self };
+        if !there.info().await?.is_some_and(|info| info.kind == FileKind::Directory) {
+            return Ok(Vec::new());
+        }
+        let query = ListFilesQuery {
+            path: path.to_owned(),
+            user: self.user.clone(),
+            ..ListFilesQuery::default()
+        };
+        let list = self.client.list_files(self.name, &query).await?;
+        if list.truncated {
+            return Err(Failure::failed(format!("there is too much in {path:?} to look through"))
+                .help("copy the directory"));
+        }
+        let names = list.entries.iter().map(|entry| std::str::from_utf8(entry.path.as_bytes()));
+        Ok(names.flatten().map(str::to_owned).collect())
     }
 
     /// Whether a directory is there. A slash at the end asks for one.
