@@ -227,8 +227,8 @@ fn files_and_directories_are_copied_both_ways() {
         .collect();
     names.sort();
     assert_eq!(names, ["a.log", "b.log", "in"]);
-    server.run(&["cp", &path("some/a.log"), &path("some/in"), "box:/tmp/"]).exits(0);
-    server.run(&["-q", "exec", "box", "cat /tmp/a.log /tmp/in"]).exits(0).prints("x\nfrom a pipe");
+    server.run(&["cp", &path("some/a.log"), &path("some/in"), "box:/workspace/d/"]).exits(0);
+    server.run(&["-q", "exec", "box", "cat d/a.log d/in"]).exits(0).prints("x\nfrom a pipe");
     server.run(&["cp", "box:/workspace/*.nope", &path("some")]).exits(3).says("nothing in");
     server
         .run(&["cp", "box:/workspace/d/*", &path("missing")])

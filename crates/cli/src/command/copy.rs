@@ -35,6 +35,7 @@ const MAX_TOLD: usize = 10;
 
 /// Copy files and directories into a sandbox or out of it
 #[derive(Args)]
+#[command(override_usage = "sandforge cp [OPTIONS] FROM... TO")]
 #[command(after_help = "\
 Examples:
   sandforge cp notes.txt box:/workspace/
@@ -53,7 +54,7 @@ pub(crate) struct CopyArgs {
     ///
     /// In a PATH to copy from, `*`, `?`, `[a-z]` and `{a,b}` stand for names, as in a shell. Several
     /// things go to a directory that is there.
-    #[arg(value_name = "FROM> <TO", num_args = 2.., required = true)]
+    #[arg(value_name = "PATH", num_args = 2.., required = true)]
     places: Vec<OsString>,
 
     /// As this user of the sandbox: NAME or UID, either with :GROUP [default: uid 1000, not root]
@@ -125,19 +126,18 @@ impl CopyArgs {
         }
         let mut line = Line::new(context.verbosity);
         connection::ask(async |client| {
-            let there = |name, path| There { client, name, path, user: self.user.clone() };
             let mut sources = Vec::new();
             for place in from {
                 match place {
                     Place::Sandbox { name, path } => {
-                        let paths = there(&name, &path).matching().await?;
+                        let paths = self.there(client, &name, &path).matching().await?;
                         let found = |path| Place::Sandbox { name: name.clone(), path };
                         sources.extend(paths.into_iter().map(found));
                     }
                     other => sources.push(other),
                 }
             }
-            if sources.len() > 1 && !self.is_directory(&to, &there).await? {
+            if sources.len() > 1 && !self.is_directory(client, &to).await? {
                 return Err(Failure::usage("several things go to a directory that is there")
                     .help("make the directory first, or name one thing"));
             }
@@ -145,15 +145,17 @@ impl CopyArgs {
                 match (source, &to) {
                     (Place::Stream, Place::Sandbox { name, path }) => {
                         let content = Upload::reader(tokio::io::stdin());
-                        there(name, path).write(content, None).await?;
+                        self.there(client, name, path).write(content, None).await?;
                     }
                     (Place::Host(host), Place::Sandbox { name, path }) => {
-                        self.copy_in(host, there(name, path), &mut line).await?;
+                        self.copy_in(host, self.there(client, name, path), &mut line).await?;
                     }
                     (Place::Sandbox { name, path }, Place::Host(host)) => {
-                        self.copy_out(there(name, path), host, &mut line).await?;
+                        self.copy_out(self.there(client, name, path), host, &mut line).await?;
                     }
-                    (Place::Sandbox { name, path }, _) => there(name, path).print().await?,
+                    (Place::Sandbox { name, path }, _) => {
+                        self.there(client, name, path).print().await?
+                    }
                     // Seen to above.
                     _ => {}
                 }
@@ -163,16 +165,16 @@ impl CopyArgs {
         Ok(0)
     }
 
+    fn there<'a>(&self, client: &'a Client, name: &'a str, path: &'a str) -> There<'a> {
+        There { client, name, path, user: self.user.clone() }
+    }
+
     /// Whether several things can go there.
-    async fn is_directory<'a>(
-        &self,
-        to: &'a Place,
-        there: &impl Fn(&'a str, &'a str) -> There<'a>,
-    ) -> Result<bool, Failure> {
+    async fn is_directory(&self, client: &Client, to: &Place) -> Result<bool, Failure> {
         match to {
             Place::Stream => Ok(false),
             Place::Host(host) => Ok(host.is_dir()),
-            Place::Sandbox { name, path } => there(name, path).is_directory().await,
+            Place::Sandbox { name, path } => self.there(client, name, path).is_directory().await,
         }
     }
 
