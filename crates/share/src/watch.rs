@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
@@ -29,6 +30,9 @@ const MOST_OWN: usize = 65_536;
 const MOST_TOUCHED: usize = 64;
 /// Bytes of events that are read at once.
 const EVENTS: usize = 64 << 10;
+
+/// How long events are left to gather.
+const TOGETHER: Duration = Duration::from_millis(10);
 
 /// A directory that cannot be watched.
 const NOT: i32 = -1;
@@ -54,6 +58,14 @@ impl Stop {
 
 /// What a name in a directory, by its node, stands for.
 type Own = HashMap<(u64, Box<[u8]>), Option<Key>>;
+
+/// What inotify tells.
+#[derive(Debug)]
+struct Change {
+    watch: i32,
+    events: ReadFlags,
+    name: Option<Box<[u8]>>,
+}
 
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -162,23 +174,19 @@ impl Share {
             if !waits[1].revents().is_empty() {
                 return Ok(());
             }
-            let mut events = Reader::new(inotify, &mut buffer);
-            let mut touched = BTreeSet::new();
+            // Most are echoes of the guest's own requests, which are to be over when they are looked at,
+            // and are looked at together.
+            std::thread::sleep(TOGETHER);
+            let found = changes(inotify, &mut buffer)?;
+            let mut pending = found.iter().filter(|change| self.is_news(change)).peekable();
+            if pending.peek().is_none() {
+                continue;
+            }
             // Answers that are under way are older than what is told now.
             let _alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
-            loop {
-                match events.next() {
-                    Ok(event) => {
-                        let name = event.file_name().map(std::ffi::CStr::to_bytes);
-                        self.tell_of(event.wd(), event.events(), name, &mut touched, &mut send);
-                    }
-                    Err(Errno::INTR) => continue,
-                    Err(Errno::AGAIN) => break,
-                    Err(error) => return Err(error),
-                }
-                if events.is_buffer_empty() {
-                    break;
-                }
+            let mut touched = BTreeSet::new();
+            for change in pending {
+                self.tell_of(change, &mut touched, &mut send);
             }
             for path in touched {
                 send(Notice::Touch(&path).message());
@@ -186,20 +194,27 @@ impl Share {
         }
     }
 
+    /// Whether there is anything to tell, as far as can be seen while requests are served.
+    fn is_news(&self, change: &Change) -> bool {
+        let mut is_news = false;
+        self.tell_of(change, &mut BTreeSet::new(), &mut |_| is_news = true);
+        is_news
+    }
+
     fn tell_of(
         &self,
-        watch: i32,
-        events: ReadFlags,
-        name: Option<&[u8]>,
+        change: &Change,
         touched: &mut BTreeSet<Vec<u8>>,
         send: &mut impl FnMut(Vec<u8>),
     ) {
+        let Change { watch, events, ref name } = *change;
         if events.contains(ReadFlags::IGNORED) {
             lock(&self.watch.directories).remove(&watch);
             return;
         }
         let Some(&directory) = lock(&self.watch.directories).get(&watch) else { return };
-        let (Some(name), Ok(node)) = (name.and_then(Component::new), self.nodes.get(directory))
+        let (Some(name), Ok(node)) =
+            (name.as_deref().and_then(Component::new), self.nodes.get(directory))
         else {
             return;
         };
@@ -230,5 +245,26 @@ impl Share {
         };
         send(Notice::Node(node.id).message());
         touch(&below);
+    }
+}
+
+/// What is to be read at once.
+fn changes(inotify: &OwnedFd, buffer: &mut [MaybeUninit<u8>]) -> Result<Vec<Change>, Errno> {
+    let mut events = Reader::new(inotify, buffer);
+    let mut changes = Vec::new();
+    loop {
+        match events.next() {
+            Ok(event) => changes.push(Change {
+                watch: event.wd(),
+                events: event.events(),
+                name: event.file_name().map(|name| name.to_bytes().into()),
+            }),
+            Err(Errno::INTR) => continue,
+            Err(Errno::AGAIN) => return Ok(changes),
+            Err(error) => return Err(error),
+        }
+        if events.is_buffer_empty() {
+            return Ok(changes);
+        }
     }
 }
