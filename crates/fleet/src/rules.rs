@@ -8,6 +8,7 @@ use api::{
     Sandbox, State, Timestamp, UpdateSandbox,
 };
 use policy::{Decision, Generation, Host, Kind, Layer, Live, Request, Subject};
+use supervisor::ImageRef;
 
 use crate::config::Config;
 use crate::host_path::{HostPath, folded};
@@ -24,6 +25,17 @@ const DEFAULT_IMAGE: &str = "base";
 const DEFAULT_MEMORY_MB: u32 = 1024;
 /// Most bytes of a policy's file.
 const MAX_POLICY: u64 = 1 << 20;
+
+/// The one spelling of an image's name: a rule is not got round by another one of what it names.
+fn spelling(name: &str) -> String {
+    let Ok(ImageRef::Oci(reference)) = name.parse() else { return name.to_owned() };
+    let familiar = reference.familiar();
+    match familiar.parse() {
+        Ok(ImageRef::Oci(_)) => familiar,
+        // A word alone is a name of the store.
+        _ => format!("{familiar}:latest"),
+    }
+}
 
 /// The policy's layers, as they are on disk now.
 pub(crate) fn layers(config: &Config) -> Result<Vec<Layer>, OpenError> {
@@ -225,7 +237,7 @@ impl Manager {
                     folded(Path::new(path)).to_string_lossy().into_owned()
                 }
             },
-            Some(name) => name.clone(),
+            Some(name) => spelling(name),
             None => default_image.to_owned(),
         };
         let question = policy::Create {
@@ -409,6 +421,18 @@ pub(crate) fn least(row: &Sandbox) -> Option<supervisor::Isolation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_has_one_spelling_for_the_rules() {
+        for name in ["debian:9", "docker.io/debian:9", "docker.io/library/debian:9"] {
+            assert_eq!(spelling(name), "debian:9");
+        }
+        assert_eq!(spelling("docker.io/library/debian"), "debian:latest");
+        assert_eq!(spelling("GHCR.io/acme/tool:1"), "ghcr.io/acme/tool:1");
+        for name in ["base", "/srv/root.tar", "./root.tar"] {
+            assert_eq!(spelling(name), name);
+        }
+    }
 
     #[test]
     fn a_command_is_shown_as_a_shell_would_read_it() {

@@ -14,6 +14,8 @@ pub enum Stage {
     Unpack,
     /// Packages are configured.
     Install,
+    /// An image comes from its registry.
+    Pull,
     /// A root file system is written as an image.
     Convert,
     /// A digest is computed.
@@ -31,6 +33,7 @@ impl Stage {
             Self::Download => "downloading packages",
             Self::Unpack => "unpacking packages",
             Self::Install => "installing packages",
+            Self::Pull => "pulling the image",
             Self::Convert => "writing the image",
             Self::Digest => "computing the digest",
             Self::Kernel => "unpacking the guest kernel",

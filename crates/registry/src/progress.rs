@@ -5,6 +5,11 @@ use crate::digest::Digest;
 /// Who is told how far a pull is. Called from several tasks at once, and often: it should return at
 /// once.
 pub trait Progress: Send + Sync {
+    /// All blobs together are so many bytes.
+    fn total(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
     /// So many bytes of this blob are here. Called with `done == total` when it stands verified under
     /// its name, and at once so for one that was here already.
     fn blob(&self, digest: &Digest, done: u64, total: u64);

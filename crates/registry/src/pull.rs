@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use oci_client::manifest::OCI_IMAGE_MEDIA_TYPE;
 use reqwest::header::CONTENT_TYPE;
@@ -47,6 +48,8 @@ pub struct Pull<'a> {
     pub platform: Option<&'a Platform>,
     /// The image layout to fill; made where it is not there.
     pub layout: &'a Path,
+    /// Whether the image gets its name in the layout's index. Not where somebody else keeps that.
+    pub names: bool,
     /// Who we are.
     pub credentials: &'a Credentials,
     /// Asked before each contact.
@@ -134,6 +137,7 @@ pub async fn pull(request: Pull<'_>) -> Result<Pulled, PullError> {
         let signed = [list.as_ref().map(|list| list.digest), Some(chosen.digest)];
         verify(&session, &layout, key, signed.into_iter().flatten()).await?;
     }
+    progress.total(bytes);
     blob::fetch(&session, &layout, &image.config).await?;
     let config = configuration(&layout, image).map_err(unusable())?;
     let found = config.platform.or(platform).unwrap_or_else(|| wanted.clone());
@@ -147,7 +151,11 @@ pub async fn pull(request: Pull<'_>) -> Result<Pulled, PullError> {
             blobs.push(layer);
         }
     }
-    let fetches = blobs.into_iter().map(|layer| blob::fetch(&session, &layout, layer));
+    // Boxed: the compiler cannot see of closures over references that their futures are Send.
+    let mut fetches: Vec<BoxFuture<'_, Result<(), PullError>>> = Vec::with_capacity(blobs.len());
+    for layer in blobs {
+        fetches.push(Box::pin(blob::fetch(&session, &layout, layer)));
+    }
     futures_util::stream::iter(fetches)
         .buffer_unordered(request.limits.parallel.clamp(1, 16))
         .try_collect::<()>()
@@ -159,13 +167,13 @@ pub async fn pull(request: Pull<'_>) -> Result<Pulled, PullError> {
         layers: image.layers.clone(),
         platform: found,
     };
-    let (name, descriptor) = entry(&request, &chosen, &pulled.platform);
+    let entry = request.names.then(|| entry(&request, &chosen, &pulled.platform));
     let keep = move || {
         // Last: what has a manifest is all there.
         for document in [Some(&chosen), list.as_ref()].into_iter().flatten() {
             layout.keep(&document.digest, &document.bytes)?;
         }
-        layout.name(&name, descriptor)
+        entry.map_or(Ok(()), |(name, descriptor)| layout.name(&name, descriptor))
     };
     tokio::task::spawn_blocking(keep).await.map_err(|_| PullError::Interrupted)??;
     Ok(pulled)

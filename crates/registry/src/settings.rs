@@ -15,7 +15,7 @@ use crate::signature::{KeyError, PublicKey};
 const LONGEST_FILE: u64 = 1 << 20;
 const KNOWN: &str = include_str!("known.toml");
 
-/// The table `[registry]`. Hosts are written `host` or `host:port`.
+/// The file `registries.toml`. Hosts are written `host` or `host:port`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
@@ -49,6 +49,14 @@ pub enum SettingsError {
         /// Why not.
         source: io::Error,
     },
+    /// A file is not TOML of this form.
+    #[error("{}: {why}", .path.display())]
+    Form {
+        /// Which.
+        path: PathBuf,
+        /// Where it is wrong.
+        why: String,
+    },
     /// A pattern is none.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -66,6 +74,31 @@ pub enum SettingsError {
 }
 
 impl Settings {
+    /// What `registries.toml` in this directory says; nothing where it is not there. Paths in it are
+    /// from that directory.
+    ///
+    /// # Errors
+    /// `SettingsError`.
+    pub fn load(directory: &Path) -> Result<Self, SettingsError> {
+        let path = directory.join("registries.toml");
+        let bytes = match read(&path) {
+            Err(SettingsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
+            read => read?,
+        };
+        let wrong = |why: String| SettingsError::Form { path: path.clone(), why };
+        let text = String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8".into()))?;
+        let settings: Self =
+            toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end().into()))?;
+        let settings = settings.below(directory);
+        // Mistakes are told now, and not when somebody pulls.
+        settings.rules()?;
+        settings.keys.keys().try_for_each(|text| text.parse::<Pattern>().map(drop))?;
+        settings.over_known()?;
+        Ok(settings)
+    }
+
     /// What may be pulled.
     ///
     /// # Errors
@@ -169,6 +202,21 @@ mod tests {
         assert!(settings.key(&signed).is_err());
         let other = Source::new("ghcr.io", "other/tool").unwrap();
         assert!(settings.key(&other).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_file_with_a_mistake_is_not_one_that_is_not_there() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(Settings::load(directory.path()).unwrap(), Settings::default());
+        let path = directory.path().join("registries.toml");
+        for wrong in ["deny = 'docker.io'", "alow = []", "deny = ['a//b']", "plain_http = ['a b']"]
+        {
+            std::fs::write(&path, wrong).unwrap();
+            assert!(Settings::load(directory.path()).is_err(), "{wrong}");
+        }
+        std::fs::write(&path, "ca = 'company.pem'\nallow = ['ghcr.io']").unwrap();
+        let settings = Settings::load(directory.path()).unwrap();
+        assert_eq!(settings.ca, Some(directory.path().join("company.pem")));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use engine::{EngineError, Isolation};
 use link::LinkError;
+use registry::PullError;
 
 /// Why a request failed. The sources say more; print the chain once, at the top.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,17 @@ pub enum Error {
     /// The image is not there or not usable.
     #[error(transparent)]
     Image(#[from] image::ImageError),
+    /// It cannot be had from its registry.
+    #[error("cannot pull {image}")]
+    Pull {
+        /// Which.
+        image: image::Reference,
+        /// Why not.
+        source: Box<registry::PullError>,
+    },
+    /// What is configured about registries cannot be used.
+    #[error("cannot ask registries: {0}")]
+    Registries(String),
     /// The image store is not usable.
     #[error(transparent)]
     Store(#[from] image::StoreError),
@@ -129,6 +141,16 @@ impl Error {
                 ErrorKind::NotFound
             }
             Self::Isolation { .. } => ErrorKind::Policy,
+            Self::Pull { source, .. } => match **source {
+                PullError::Denied { .. }
+                | PullError::Realm { .. }
+                | PullError::Plain { .. }
+                | PullError::Signature { .. } => ErrorKind::Policy,
+                PullError::NotFound { .. } | PullError::Platform { .. } => ErrorKind::NotFound,
+                PullError::Name(_) => ErrorKind::Usage,
+                _ => ErrorKind::Failed,
+            },
+            Self::Registries(_) => ErrorKind::Usage,
             Self::Engine(EngineError::Unavailable(_)) => ErrorKind::Unavailable,
             Self::Image(_)
             | Self::Store(_)

@@ -13,6 +13,7 @@ mod kept;
 mod live;
 mod observe;
 mod prepare;
+mod registries;
 mod sandbox;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use engine_qemu::Qemu;
 
 use kept::Shelf;
 use prepare::Prepared;
+use registries::Registries;
 
 pub use copy::{CopyIn, CopyOut, CopySummary};
 pub use doctor::{Doctor, EngineReport, Finding, Verdict};
@@ -42,7 +44,7 @@ pub use observe::{Observer, Phase, Step};
 pub use prepare::root_disks;
 pub use sandbox::{Sandbox, Teardown, Timings};
 pub use workspace::{self, Hidden};
-pub use {image, share, wire};
+pub use {image, registry, share, wire};
 
 /// How long a guest may take until its agent answers: an emulated one on a machine where
 /// twenty others want the same processor.
@@ -125,6 +127,7 @@ pub struct Supervisor {
     store: image::Store,
     engines: Vec<Box<dyn SandboxBackend>>,
     kept: Shelf,
+    registries: Registries,
 }
 
 /// A sandbox whose engine is chosen and whose files are there.
@@ -159,7 +162,7 @@ impl Supervisor {
 
     /// One with these engines, strongest first: for tests with [`engine::mock::Mock`].
     pub fn with_engines(store: image::Store, engines: Vec<Box<dyn SandboxBackend>>) -> Self {
-        Self { store, engines, kept: Shelf::of_user() }
+        Self { store, engines, kept: Shelf::of_user(), registries: Registries::default() }
     }
 
     /// Keeps machines in this directory, and not in the user's runtime directory. Its path must
@@ -168,6 +171,27 @@ impl Supervisor {
     pub fn with_runtime_directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.kept = Shelf::at(directory.into());
         self
+    }
+
+    /// Asks registries as configured.
+    #[must_use]
+    pub fn with_registries(mut self, settings: registry::Settings) -> Self {
+        self.registries = Registries { settings };
+        self
+    }
+
+    /// Pulls an image, which has its name here from then on, in place of what had it.
+    ///
+    /// # Errors
+    /// `Pull`, `Registries`, `Image`, `Store`.
+    pub async fn pull(
+        &self,
+        reference: &image::Reference,
+        platform: Option<&registry::Platform>,
+        observer: &mut dyn Observer,
+    ) -> Result<registry::Pulled, Error> {
+        let pulled = self.registries.pull(&self.store, reference, platform, observer).await?;
+        Ok(pulled.1)
     }
 
     /// The engine of this name.
@@ -219,7 +243,7 @@ impl Supervisor {
         let engine =
             choice::choose(&self.engines, spec.engine.as_deref(), spec.min_isolation, observer)
                 .await?;
-        let prepared = prepare::prepare(&self.store, engine.isolation(), &spec, observer).await?;
+        let prepared = prepare::prepare(self, engine.isolation(), &spec, observer).await?;
         if let Some(caveat) = engine.caveat() {
             observer.notice(&format!("isolation: {}: {caveat}", engine.isolation()));
         }

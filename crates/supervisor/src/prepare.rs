@@ -8,11 +8,11 @@ use std::time::SystemTime;
 
 use engine::{DiskError, Disks, Guest, Isolation, System};
 use image::boot::{BootAssets, Kernel};
-use image::{ImageConfig, ImageRef, RootImage, Store};
+use image::{ImageConfig, ImageError, ImageRef, RootImage, Store};
 use wire::op::Defaults;
 use wire::text::Text;
 
-use crate::{Error, Observer, Phase, SandboxSpec, Step};
+use crate::{Error, Observer, Phase, SandboxSpec, Step, Supervisor};
 
 /// Where the root of a sandbox without an image comes from.
 const HOST: &str = "host";
@@ -30,14 +30,14 @@ pub(crate) struct Prepared {
 
 /// Prepares a sandbox of this tier.
 pub(crate) async fn prepare(
-    store: &Store,
+    supervisor: &Supervisor,
     isolation: Isolation,
     spec: &SandboxSpec,
     observer: &mut dyn Observer,
 ) -> Result<Prepared, Error> {
     match isolation {
         Isolation::Process => process(spec),
-        Isolation::Emulated | Isolation::Vm => guest(store, spec, observer).await,
+        Isolation::Emulated | Isolation::Vm => guest(supervisor, spec, observer).await,
     }
 }
 
@@ -72,31 +72,28 @@ fn default_cpus() -> u32 {
 /// The image and the boot assets, made on a thread of their own so that the caller can be
 /// interrupted.
 async fn guest(
-    store: &Store,
+    supervisor: &Supervisor,
     spec: &SandboxSpec,
     observer: &mut dyn Observer,
 ) -> Result<Prepared, Error> {
-    let store = store.clone();
     let image = spec.image.clone().unwrap_or_else(|| ImageRef::Name("base".into()));
     let kernel = spec.kernel.clone().map_or(Kernel::Ours, Kernel::File);
     let disk_gb = spec.disk_gb;
-    let (sender, mut steps) = tokio::sync::mpsc::unbounded_channel();
-    let work = tokio::task::spawn_blocking(move || {
-        let mut progress = |step: image::Step| {
-            // Nobody listens any more where the caller gave up.
-            let _ = sender.send(step);
-        };
-        let root = store.resolve(&image, &mut progress)?;
-        let assets = image::boot::assets(&store, &kernel, &mut progress)?;
+    let store = &supervisor.store;
+    let here =
+        on_thread(store, observer, move |store, progress| Ok(store.resolve(&image, progress)?));
+    let root: RootImage = match here.await {
+        Err(Error::Image(ImageError::Absent(reference))) => {
+            supervisor.registries.pull(store, &reference, None, observer).await?.0
+        }
+        here => here?,
+    };
+    let rest = on_thread(store, observer, move |store, progress| {
+        let assets = image::boot::assets(store, &kernel, progress)?;
         let scratch = disk_gb.map(|disk_gb| scratch(store.directory(), disk_gb)).transpose()?;
-        Ok::<_, Error>((root, assets, scratch))
+        Ok((assets, scratch))
     });
-    while let Some(step) = steps.recv().await {
-        let phase = Phase::Prepare(step.stage);
-        observer.step(Step { phase, done: step.done, total: step.total });
-    }
-    let (root, assets, scratch): (RootImage, BootAssets, Option<File>) =
-        work.await.map_err(|error| Error::Internal(error.to_string()))??;
+    let (assets, scratch): (BootAssets, Option<File>) = rest.await?;
     let BootAssets { kernel, initramfs, .. } = assets;
     let disks = root_disks(root.layers).map_err(|error| Error::Internal(error.to_string()))?;
     let disks = match scratch {
@@ -107,6 +104,27 @@ async fn guest(
     let system = System::Guest(Guest { kernel, initramfs, disks });
     let cpus = spec.cpus.unwrap_or_else(default_cpus);
     Ok(Prepared { system, image: root.name, cpus, defaults })
+}
+
+/// Work on the store, told to the observer, on a thread of its own.
+async fn on_thread<T: Send + 'static>(
+    store: &Store,
+    observer: &mut dyn Observer,
+    work: impl FnOnce(&Store, &mut dyn image::Progress) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let store = store.clone();
+    let (sender, mut steps) = tokio::sync::mpsc::unbounded_channel();
+    let work = tokio::task::spawn_blocking(move || {
+        work(&store, &mut |step: image::Step| {
+            // Nobody listens any more where the caller gave up.
+            let _ = sender.send(step);
+        })
+    });
+    while let Some(step) = steps.recv().await {
+        let phase = Phase::Prepare(step.stage);
+        observer.step(Step { phase, done: step.done, total: step.total });
+    }
+    work.await.map_err(|error| Error::Internal(error.to_string()))?
 }
 
 /// What an image says about the tasks in it. As whom they run it does not decide: files that are

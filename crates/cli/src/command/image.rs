@@ -25,6 +25,7 @@ use crate::units::readable;
 Examples:
   sandforge image ls
   sandforge image build base      build it anew, with today's packages
+  sandforge image pull python:3.12-slim         which `sandforge run --image` does too
   sandforge image verify base     compare every byte with its digest
   sandforge image rm base         the next `sandforge run` builds it again
   sandforge image import ./saved.tar tool:1     what `docker save` wrote, or a directory that is an
@@ -80,6 +81,8 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Pull an image from its registry, or what its tag has become
+    Pull(super::pull::PullArgs),
     /// Remove images, by name or digest
     Rm {
         /// Which
@@ -117,6 +120,7 @@ impl ImageArgs {
             | Action::Rm { json, .. }
             | Action::Prune { json, .. }
             | Action::Verify { json, .. } => json,
+            Action::Pull(ref args) => args.json,
             Action::Inspect { .. } => true,
             Action::Build { .. } => false,
         }
@@ -133,6 +137,7 @@ impl ImageArgs {
                 let digest = image.digest.unwrap_or_default();
                 super::print(&format!("{name} {digest}\n"))?;
             }
+            Action::Pull(args) => args.run(context)?,
             Action::Inspect { image } => inspect(&store, &image)?,
             Action::Import { path, name, no_blobs, json } => {
                 let import = Import { name: name.as_deref(), keep_blobs: !no_blobs };

@@ -17,6 +17,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod policy;
+pub(crate) mod pull;
 pub(crate) mod remove;
 pub(crate) mod run;
 pub(crate) mod secret;
@@ -139,7 +140,12 @@ pub(crate) fn supervisor() -> Result<Supervisor, Failure> {
     // The link in /proc is the program that runs, whatever lies at its path meanwhile.
     let launcher =
         Launcher { program: "/proc/self/exe".into(), arguments: vec![crate::LAUNCH.into()] };
-    Supervisor::new(launcher).map_err(|error| supervisor_failure(&error))
+    let supervisor = Supervisor::new(launcher).map_err(|error| supervisor_failure(&error))?;
+    // Without a directory for it there is nothing that was configured.
+    let Ok(directory) = fleet::paths::config() else { return Ok(supervisor) };
+    let settings = supervisor::registry::Settings::load(&directory)
+        .map_err(|error| Failure::usage(error.to_string()))?;
+    Ok(supervisor.with_registries(settings))
 }
 
 pub(crate) fn supervisor_failure(error: &supervisor::Error) -> Failure {

@@ -96,7 +96,7 @@ async fn a_realm_elsewhere_is_refused_unless_it_is_named() {
     bench.credentials = login();
     let error = bench.one(&server).await.unwrap_err();
     assert!(matches!(error, PullError::Realm { .. }), "{error}");
-    let help = format!("[registry.realms] \"{}\" = [\"{}\"]", server.host, realm.host);
+    let help = format!("[realms] \"{}\" = [\"{}\"]", server.host, realm.host);
     assert!(error.to_string().contains(&help), "{error}");
     assert_tells_nothing(&error, &bench);
     assert!(realm.asked().is_empty(), "it was not contacted");

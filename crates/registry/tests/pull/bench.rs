@@ -186,6 +186,7 @@ impl Bench {
             version: &version,
             platform: self.platform.as_ref(),
             layout: &self.layout(),
+            names: true,
             credentials: &self.credentials,
             policy: &self.policy,
             signature: self.key.as_ref(),
