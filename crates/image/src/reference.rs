@@ -152,7 +152,7 @@ impl FromStr for Reference {
         if registry.len() + 1 + repository.len() > MAX_NAME {
             return Err(ReferenceError::Long);
         }
-        let tag = tag.or(if digest.is_none() { Some(DEFAULT_TAG) } else { None });
+        let tag = if digest.is_none() { tag.or(Some(DEFAULT_TAG)) } else { tag };
         Ok(Self {
             registry,
             repository,

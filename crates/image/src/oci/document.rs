@@ -404,14 +404,14 @@ impl Config {
 /// Of two with one name the later holds, in the place of the first. What has no name or no value
 /// sets nothing.
 fn variables(given: Vec<String>) -> Vec<(String, String)> {
-    let mut places = BTreeMap::new();
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
     let mut variables: Vec<(String, String)> = Vec::new();
     for text in given {
         let Some((name, value)) = text.split_once('=').filter(|(name, _)| !name.is_empty()) else {
             continue;
         };
         match places.get(name) {
-            Some(&at) => variables[at as usize].1 = value.to_owned(),
+            Some(&at) => variables[at].1 = value.to_owned(),
             None => {
                 places.insert(name.to_owned(), variables.len());
                 variables.push((name.to_owned(), value.to_owned()));

@@ -194,10 +194,11 @@ fn add<W: Read + Write + Seek>(
         return Err(refuse("a whiteout is not a directory"));
     }
     let Some(hidden) = last.strip_prefix(WHITEOUT) else {
-        return Ok(match entry.kind {
+        match entry.kind {
             Kind::Device => writer.skip_device(entry.path)?,
             _ => writer.add(entry, contents)?,
-        });
+        }
+        return Ok(());
     };
     let parent = names.join(&b'/');
     if last == OPAQUE {

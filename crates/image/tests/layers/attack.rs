@@ -315,7 +315,7 @@ fn error_of(layers: &[Blob]) -> LayerError {
 fn a_blob_that_is_not_what_its_digest_says_is_refused() {
     let bench = Bench::new();
     let layer = below();
-    let layout = bench.layout("image", &[layer.clone()]);
+    let layout = bench.layout("image", std::slice::from_ref(&layer));
     let blob = layout.join("blobs/sha256").join(&sha256(&layer.bytes)[7..]);
     let mut damaged = layer.bytes.clone();
     damaged[700] ^= 1;

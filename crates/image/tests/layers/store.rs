@@ -331,8 +331,7 @@ fn equal_layers_and_empty_ones_take_no_disk_of_the_machine() {
     let bench = Bench::new();
     let empty = Blob::gzip(&Tar::default().end());
     let [base, middle, top] = layers().try_into().ok().unwrap();
-    let stack =
-        [base.clone(), empty.clone(), middle.clone(), base.clone(), middle, empty.clone(), top];
+    let stack = [base.clone(), empty.clone(), middle.clone(), base, middle, empty.clone(), top];
     let image = bench.resolve(&bench.layout("image", &stack)).unwrap();
     assert_eq!(image.layers.len(), 3);
     let image = bench.resolve(&bench.layout("empty", &[empty.clone(), empty])).unwrap();
