@@ -155,7 +155,7 @@ async fn meant(
         return Err(Failure::new(Kind::NotFound, what)
             .help("sandforge diff --list lists all; a sandbox that runs has to be named"));
     };
-    let below = here.strip_prefix(&set.host_path).unwrap_or(Path::new("")).to_owned();
+    let below = here.strip_prefix(&set.host_path).map(Path::to_owned).unwrap_or_default();
     let set = match anew {
         None => set,
         Some(query) => match client.sandbox_changes(&set.sandbox, query).await {

@@ -289,7 +289,7 @@ impl ChangeSet {
                     let added = extract.add(&member(kind, *mode), &mut content);
                     if added.is_ok() && content.digest() != *digest {
                         let why = format!("the content of '{name}' is not what came");
-                        return Err(damaged(&self.path, why).into());
+                        return Err(damaged(&self.path, &why).into());
                     }
                     added
                 }
@@ -326,7 +326,7 @@ impl ChangeSet {
             }
         };
         let applying: Applying = serde_json::from_reader(file.take(64 << 10))
-            .map_err(|error| damaged(&self.path, error))?;
+            .map_err(|error| damaged(&self.path, &error))?;
         let path = |bytes: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
         let (place, destination) = (path(&applying.staging), path(&applying.destination));
         staging::recover(&place, &destination)?;

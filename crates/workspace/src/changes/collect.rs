@@ -81,7 +81,7 @@ pub fn collect(
     let write = |source| ChangesError::Write { path: to.to_owned(), source };
     let read = |source| UnpackError::Open { path: about.host.clone(), source };
     let root = Root::open(&about.host).map_err(read)?;
-    let parent = to.parent().unwrap_or(Path::new("."));
+    let parent = to.parent().unwrap_or_else(|| Path::new("."));
     fs::create_dir_all(parent).map_err(write)?;
     fs::set_permissions(parent, fs::Permissions::from_mode(0o700)).map_err(write)?;
     let place = tempfile::Builder::new()
@@ -374,7 +374,8 @@ impl Taking<'_> {
                 // One more name of what was left out: its content is not here.
                 Some((node @ Node::File { .. }, _)) => {
                     let node = node.clone();
-                    return Ok(self.drop(name, node, mtime));
+                    self.drop(name, node, mtime);
+                    return Ok(());
                 }
                 _ => {
                     let error = ExtractError::HardLink { name, target };

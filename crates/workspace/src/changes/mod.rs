@@ -197,9 +197,9 @@ impl ChangeSet {
         let lock = lock(path)?;
         let file = File::open(path.join(INDEX)).map_err(read)?;
         let index: Index = serde_json::from_reader(BufReader::new(file.take(MAX_INDEX)))
-            .map_err(|error| damaged(path, error))?;
+            .map_err(|error| damaged(path, &error))?;
         if index.version != VERSION {
-            return Err(damaged(path, format!("version {} is not known", index.version)));
+            return Err(damaged(path, &format!("version {} is not known", index.version)));
         }
         Ok(Self { path: path.to_owned(), index, _lock: lock })
     }
@@ -277,7 +277,7 @@ impl ChangeSet {
     }
 }
 
-fn damaged(path: &Path, why: impl ToString) -> ChangesError {
+fn damaged(path: &Path, why: &impl ToString) -> ChangesError {
     ChangesError::Damaged { path: path.to_owned(), why: why.to_string() }
 }
 
