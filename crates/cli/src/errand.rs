@@ -3,7 +3,7 @@
 use access::Caller;
 use client::api::CreateSandbox;
 use fleet::{Manager, Provenance, Run, RunRequest};
-use wire::op::{Command, Exec, ExecReply, Limits};
+use wire::op::{Command, Exec, ExecReply};
 use wire::text::Text;
 
 use crate::command::run::{asked, fleet_failure};
@@ -27,19 +27,7 @@ pub(crate) struct Said {
 pub(crate) fn exec(words: impl IntoIterator<Item = String>) -> Result<Exec, Failure> {
     let words = words.into_iter().map(Text::new).collect::<Result<_, _>>();
     let words = words.map_err(|error| Failure::usage(format!("an argument {error}")))?;
-    Ok(Exec {
-        process: "p1".into(),
-        command: Command::Argv(words),
-        cwd: None,
-        env: Default::default(),
-        user: None,
-        tty: None,
-        stdin: false,
-        timeout_ms: None,
-        kill_grace_ms: 0,
-        limits: Limits::default(),
-        detach: false,
-    })
+    Ok(Exec { kill_grace_ms: 0, ..Exec::new("p1", Command::Argv(words)) })
 }
 
 /// Makes the sandbox, as for any other command. Whoever called takes it away.

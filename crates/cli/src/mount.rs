@@ -85,13 +85,27 @@ impl Mount {
 
     /// As the API has it; what it has not is refused.
     pub(crate) fn request(&self) -> Result<client::api::Mount, Failure> {
-        let mode = match self.mode {
-            Mode::Api(mode) => mode,
-            Mode::Clone => {
-                return Err(Failure::usage(format!("{:?}: :clone is not there yet", self.host))
-                    .help("without it the directory is copied, and its changes are reviewed"));
-            }
-        };
+        match self.mode {
+            Mode::Api(mode) => self.request_as(mode),
+            Mode::Clone => Err(Failure::usage(format!("{:?}: only `run` has :clone", self.host))
+                .help("without it the directory is copied, and its changes are reviewed")),
+        }
+    }
+
+    /// What policy is asked before `run` gives it: a clone is a copy of what is in it.
+    pub(crate) fn request_of_run(&self) -> Result<client::api::Mount, Failure> {
+        match self.mode {
+            Mode::Api(mode) => self.request_as(mode),
+            Mode::Clone if self.read_only => Err(Failure::usage(format!(
+                "{:?}: a clone is the sandbox's own to change",
+                self.host
+            ))
+            .help("take :ro away, or :clone")),
+            Mode::Clone => self.request_as(MountMode::Copy),
+        }
+    }
+
+    fn request_as(&self, mode: MountMode) -> Result<client::api::Mount, Failure> {
         Ok(client::api::Mount {
             host_path: absolute(&self.host)?,
             guest_path: self.guest.clone(),

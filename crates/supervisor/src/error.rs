@@ -77,6 +77,9 @@ pub enum Error {
     /// A machine that runs does not answer.
     #[error("the sandbox {0:?} does not answer; another command may be using it")]
     Busy(String),
+    /// A git repository cannot be cloned, or what was committed to the clone not taken.
+    #[error("cannot clone the repository: {0}")]
+    Clone(String),
     /// The directory cannot be packed.
     #[error("cannot copy {} into the sandbox", .path.display())]
     CopyIn {
@@ -160,6 +163,7 @@ impl Error {
             | Self::MachineEnded(_)
             | Self::Guest(_)
             | Self::Busy(_)
+            | Self::Clone(_)
             | Self::CopyIn { .. }
             | Self::Share(_)
             | Self::CopyOut { .. }

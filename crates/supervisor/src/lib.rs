@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod choice;
+mod clone;
 mod copy;
 mod doctor;
 mod error;

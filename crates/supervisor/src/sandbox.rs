@@ -11,12 +11,12 @@ use launch::Usage;
 use link::Guest;
 use serde::Serialize;
 use share::Confined;
-use workspace::{About, Collected, Hidden, OutsideLinks};
+use workspace::{About, Collected, Fetched, Hidden, OutsideLinks};
 
 use crate::copy::{self, CopyIn, CopyOut, CopySummary, Sent};
 use crate::kept::{KeptInfo, Shelf};
 use crate::live::Live;
-use crate::{Error, Observer, milliseconds};
+use crate::{Error, Observer, clone, milliseconds};
 
 /// How long each step to a usable sandbox took, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
@@ -158,6 +158,34 @@ impl Sandbox {
     /// Its agent.
     pub fn guest(&self) -> &Guest {
         &self.guest
+    }
+
+    /// Makes a clone of a git repository of the host at `target` in the guest.
+    ///
+    /// # Errors
+    /// `Clone` where it is no repository, or there is no git.
+    pub async fn clone_in(
+        &self,
+        directory: &Path,
+        target: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
+        clone::clone_in(&self.guest, directory, target, observer).await
+    }
+
+    /// Brings what was committed to the clone at `source`, and what was not, to the repository: as
+    /// references below `refs/sandforge/NAME`, and nothing else of it changes.
+    ///
+    /// # Errors
+    /// `Clone`.
+    pub async fn fetch_back(
+        &self,
+        source: &str,
+        directory: &Path,
+        name: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Fetched>, Error> {
+        clone::fetch_back(&self.guest, source, directory, name, observer).await
     }
 
     /// Copies a directory, or one file, of the host to `target` in the guest.

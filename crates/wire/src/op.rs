@@ -102,6 +102,25 @@ pub struct Exec {
     pub detach: bool,
 }
 
+impl Exec {
+    /// A command with nothing special about it.
+    pub fn new(process: impl Into<ProcessName>, command: Command) -> Self {
+        Self {
+            process: process.into(),
+            command,
+            cwd: None,
+            env: BTreeMap::new(),
+            user: None,
+            tty: None,
+            stdin: false,
+            timeout_ms: None,
+            kill_grace_ms: default_kill_grace_ms(),
+            limits: Limits::default(),
+            detach: false,
+        }
+    }
+}
+
 fn default_kill_grace_ms() -> u64 {
     5_000
 }

@@ -18,6 +18,7 @@ mod moves;
 mod pack;
 mod protected;
 mod receive;
+mod repository;
 mod staging;
 mod sync;
 mod unpack;
@@ -36,5 +37,6 @@ pub use protected::is_protected;
 pub use receive::{
     Limits, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_NAMES, OutsideLinks, UnpackError,
 };
+pub use repository::{Bundle, Fetched, Repository, RepositoryError};
 pub use sync::{Change, HeldBack, SyncOptions, Synced, Why, sync_back};
 pub use unpack::{UnpackOptions, Unpacked, unpack};

@@ -43,6 +43,12 @@ impl Hidden {
         Self(Arc::new(hides))
     }
 
+    /// Whether this path, or a directory that it is in, is hidden.
+    pub fn covers(&self, path: &Path) -> bool {
+        let above = path.ancestors().filter(|path| !path.as_os_str().is_empty());
+        above.into_iter().any(|path| (self.0)(path))
+    }
+
     pub(crate) fn hides(hidden: Option<&Self>, name: &Name) -> bool {
         hidden.is_some_and(|hidden| !name.is_root() && (hidden.0)(name.as_path()))
     }

@@ -19,6 +19,7 @@ use crate::coding_agent::{self, Asked};
 use crate::embedded;
 use crate::exit;
 use crate::failure::{Failure, Kind};
+use crate::filter;
 use crate::mount::{Mode, Mount, WORKSPACE};
 use crate::network::NetworkArgs;
 use crate::progress::{Line, Verbosity};
@@ -184,7 +185,7 @@ impl Files {
 
     /// What of the host goes in, as policy is asked about it, in the order in which it is copied.
     fn mounts(&self) -> Result<Vec<client::api::Mount>, Failure> {
-        self.mounts.iter().map(Mount::request).collect()
+        self.mounts.iter().map(Mount::request_of_run).collect()
     }
 }
 
@@ -540,12 +541,58 @@ async fn copy_in(run: &Run, files: &Files, line: &mut Line) -> Result<(), Failur
             share(run, host, source, guest, *read_only, line).await?;
             continue;
         }
+        if mount.mode == Mode::Clone {
+            clone(run, host, source, guest, line).await?;
+            continue;
+        }
         let options = CopyIn {
             gitignore: files.gitignore,
             read_only: *read_only,
             reviewed: files.is_reviewed(mount),
         };
         copy_one(run, host, source, guest, options, line).await?;
+    }
+    Ok(())
+}
+
+/// Clones a repository, unless its files would show what policy hides.
+async fn clone(
+    run: &Run,
+    host: &Path,
+    source: &RunMount,
+    guest: &str,
+    line: &mut Line,
+) -> Result<(), Failure> {
+    recheck(host, source)?;
+    if let Some(hidden) = source.hidden() {
+        let tracked = workspace::Repository::open(host).and_then(|repository| repository.tracked());
+        let tracked = tracked
+            .map_err(|error| Failure::usage(format!("cannot clone {host:?}")).because(&error))?;
+        if let Some(path) = tracked.iter().find(|path| hidden.covers(path)) {
+            return Err(Failure::new(
+                Kind::Denied,
+                format!("policy hides {path:?}, which the repository {host:?} has committed"),
+            )
+            .help("without :clone the directory is copied without it"));
+        }
+    }
+    let cloned = run.sandbox().clone_in(host, guest, line).await;
+    cloned.map_err(|error| super::supervisor_failure(&error))
+}
+
+/// Brings what was committed to a clone to its repository, and tells of it.
+async fn fetch(run: &Run, mount: &Mount, line: &mut Line) -> Result<(), Failure> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let name = match run.sandbox().name() {
+        name if name.bytes().all(fits) => name,
+        _ => run.id(),
+    };
+    let fetched = run.sandbox().fetch_back(&mount.guest, &mount.host, name, line).await;
+    let fetched = fetched.map_err(|error| super::supervisor_failure(&error))?;
+    line.clear();
+    for supervisor::Fetched { reference, commits } in &fetched {
+        let reference = filter::plain(reference);
+        line.notice(&format!("{reference}: {commits} commits; git merge {reference} takes them"));
     }
     Ok(())
 }
@@ -606,6 +653,9 @@ async fn copy_out(run: &Run, files: &Files, line: &mut Line) -> Result<(), Failu
         let options = CopyOut { leave_out_links };
         let copied = run.sandbox().copy_out(WORKSPACE, directory, options, line).await;
         tell_held_back(line, &copied.map_err(|error| super::supervisor_failure(&error))?);
+    }
+    for mount in files.mounts.iter().filter(|mount| mount.mode == Mode::Clone) {
+        fetch(run, mount, line).await?;
     }
     for (index, _) in files.mounts.iter().enumerate().filter(|(_, one)| files.is_reviewed(one)) {
         let reviewed = run.collect(index, files.ignored, line).await;

@@ -151,19 +151,8 @@ impl Ran {
 pub(crate) fn exec(command: Command) -> Exec {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(1);
-    Exec {
-        process: format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed)),
-        command,
-        cwd: None,
-        env: BTreeMap::new(),
-        user: None,
-        tty: None,
-        stdin: false,
-        timeout_ms: None,
-        kill_grace_ms: 2_000,
-        limits: Limits::default(),
-        detach: false,
-    }
+    let process = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    Exec { kill_grace_ms: 2_000, ..Exec::new(process, command) }
 }
 
 pub(crate) fn shell(line: &str) -> Exec {
