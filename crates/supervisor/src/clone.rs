@@ -141,8 +141,8 @@ pub(crate) async fn fetch_back(
 }
 
 fn script(process: &str, script: &str, words: &[&str]) -> Result<Exec, Error> {
-    let words = ["/bin/sh", "-c", script, "sh"].iter().chain(words).map(|word| Text::new(*word));
-    let words = words.collect::<Result<_, _>>();
+    let shell = ["/bin/sh", "-c", script, "sh"];
+    let words = shell.iter().chain(words).map(|word| Text::new(*word)).collect::<Result<_, _>>();
     let words = words.map_err(|error| Error::Clone(error.to_string()))?;
     Ok(Exec::new(process, Command::Argv(words)))
 }
