@@ -133,7 +133,7 @@ impl<'a> Layout<'a> {
 
     /// What of the first group is taken.
     fn used_of_first(&'a self) -> u64 {
-        self.journal().map_or(self.lost_and_found().end, |journal| journal.end)
+        self.journal().unwrap_or_else(|| self.lost_and_found()).end
     }
 
     /// As it is in this group; only the first is used as long as nothing is broken.

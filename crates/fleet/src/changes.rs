@@ -175,7 +175,7 @@ pub(crate) async fn apply_all(
         let path = shelf.of(&sandbox, mount);
         let set = ChangeSet::open(&path).map_err(|error| problem(&error))?;
         let synced = set.apply(&host, &options).map_err(|error| unpack_problem(&error))?;
-        Ok(applied(synced, &host.to_string_lossy()))
+        Ok(applied(&synced, &host.to_string_lossy()))
     })
     .await?
 }
@@ -361,7 +361,7 @@ impl Manager {
                 }
                 let synced = set.apply(&host.handle(), &options);
                 let synced = synced.map_err(|error| unpack_problem(&error))?;
-                Ok(applied(synced, host.real()))
+                Ok(applied(&synced, host.real()))
             })
             .await
             .and_then(|done| done);
@@ -521,7 +521,7 @@ fn file_change(difference: Difference, brief: bool) -> FileChange {
     told
 }
 
-fn applied(synced: supervisor::workspace::Synced, host: &str) -> AppliedChanges {
+fn applied(synced: &supervisor::workspace::Synced, host: &str) -> AppliedChanges {
     let held = |held: &supervisor::workspace::HeldBack| HeldBackChange {
         path: name(&held.name),
         change: kind_of(held.change),

@@ -59,7 +59,7 @@ if [ -n "$new" ]; then
 fi
 "#;
 
-fn failed(source: RepositoryError) -> Error {
+fn failed(source: &RepositoryError) -> Error {
     Error::Clone(source.to_string())
 }
 
@@ -72,7 +72,8 @@ pub(crate) async fn clone_in(
 ) -> Result<(), Error> {
     let directory = directory.to_owned();
     let made = move || Repository::open(&directory)?.bundle();
-    let Bundle { mut file, bytes, branch, tip, author } = blocking(made).await?.map_err(failed)?;
+    let Bundle { mut file, bytes, branch, tip, author } =
+        blocking(made).await?.map_err(|error| failed(&error))?;
     let text = |value: &str| Text::new(value).map_err(|error| Error::Clone(error.to_string()));
     let mkdir = Mkdir {
         path: text(target)?,
@@ -137,7 +138,7 @@ pub(crate) async fn fetch_back(
     }
     let (directory, name) = (directory.to_owned(), name.to_owned());
     let fetch = move || Repository::open(&directory)?.fetch(kept.path(), &name);
-    blocking(fetch).await?.map_err(failed)
+    blocking(fetch).await?.map_err(|error| failed(&error))
 }
 
 fn script(process: &str, script: &str, words: &[&str]) -> Result<Exec, Error> {

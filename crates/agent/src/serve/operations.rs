@@ -55,7 +55,7 @@ impl Server {
             Network::NAME => self.network(&parse(payload)?),
             Defaults::NAME => self.take_defaults(parse(payload)?),
             MountWorkspace::NAME => {
-                self.shares.mount(id, parse(payload)?, &mut self.sandbox)?;
+                self.shares.mount(id, &parse(payload)?, &mut self.sandbox)?;
                 Ok(Answer::Mounted)
             }
             _ if !self.is_settled => {

@@ -78,7 +78,7 @@ impl Shares {
     pub(crate) fn mount(
         &mut self,
         stream: StreamId,
-        request: MountWorkspace,
+        request: &MountWorkspace,
         sandbox: &mut Sandbox,
     ) -> Result<(), OpError> {
         if sandbox.kernel() == Kernel::Shared {

@@ -285,7 +285,7 @@ fn export(store: &Store, name: &str, file: &Path) -> Result<u64, Failure> {
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
     let mut new = tempfile::Builder::new()
         .prefix(".sandforge-export-")
-        .tempfile_in(parent.unwrap_or(Path::new(".")))
+        .tempfile_in(parent.unwrap_or_else(|| Path::new(".")))
         .map_err(|error| failed(&error))?;
     let mut to = BufWriter::with_capacity(1 << 20, new.as_file_mut());
     store.export(name, &mut to).map_err(|error| image_failure(&error))?;

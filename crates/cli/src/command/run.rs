@@ -590,7 +590,7 @@ async fn fetch(run: &Run, mount: &Mount, line: &mut Line) -> Result<(), Failure>
     let fetched = run.sandbox().fetch_back(&mount.guest, &mount.host, name, line).await;
     let fetched = fetched.map_err(|error| super::supervisor_failure(&error))?;
     line.clear();
-    for supervisor::Fetched { reference, commits } in &fetched {
+    for workspace::Fetched { reference, commits } in &fetched {
         let reference = filter::plain(reference);
         line.notice(&format!("{reference}: {commits} commits; git merge {reference} takes them"));
     }

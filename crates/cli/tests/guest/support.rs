@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use crate::internet::Internet;
-use supervisor::wire::op::{
-    Command, Exec, ExecReply, Limits, OpError, Operation, Outcome, Transferred,
-};
+use supervisor::wire::op::{Command, Exec, ExecReply, OpError, Operation, Outcome, Transferred};
 use supervisor::wire::text::{Secret, Text};
 use supervisor::{EngineReport, Isolation, Launcher, LinkError, Sandbox, SandboxSpec, Supervisor};
 
