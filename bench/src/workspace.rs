@@ -67,7 +67,7 @@ async fn measure(sandbox: &Sandbox) -> Outcome {
             name: sandbox.name().to_owned(),
             host: source.clone(),
             guest: target,
-            collected_at: 0,
+            collected_at_ms: 0,
         };
         let begun = Instant::now();
         let set = place.path().join(format!("changes/{number}"));

@@ -109,6 +109,9 @@ fn does_its_task(case: &Case, engine: &str) {
         .says(&format!("from ${}: the sandbox has a placeholder", case.variable));
     assert!(String::from_utf8_lossy(&output.stdout).contains("The task is done."), "{output}");
 
+    // Looked at before it is taken over.
+    assert!(!path.join("work/task.txt").exists());
+    call(path, &["apply"]).output().exits(0);
     let work = |name: &str| fs::read_to_string(path.join("work").join(name)).unwrap();
     assert_eq!(work("task.txt"), "written by an agent\n");
     let seen = work("seen.txt");

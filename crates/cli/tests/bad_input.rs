@@ -191,7 +191,7 @@ fn results_do_not_go_into_a_directory_with_files() {
 
 #[test]
 fn there_is_nothing_to_sync_back_without_a_workspace() {
-    sandforge(["run", "--sync-back", "true"]).exits(125).says("--workspace <DIR>");
+    sandforge(["run", "--sync-back", "true"]).exits(125).says("--workspace <DIR");
 }
 
 #[test]

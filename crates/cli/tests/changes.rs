@@ -271,9 +271,13 @@ fn taking_changes_over_at_once_leaves_what_is_held_back_to_wait() {
 }
 
 #[test]
-fn a_mode_that_is_not_there_is_refused_and_a_directory_of_that_name_is_taken() {
+fn a_mode_stands_behind_a_directory_unless_a_directory_is_called_so() {
     let Some(place) = Place::quick(&[("a", "a\n")]) else { return };
-    place.call(&["run", "-w", ".:clone", "true"]).output().exits(125).says(":clone is not there");
+    place
+        .call(&["run", "-w", ".:clone", "true"])
+        .output()
+        .exits(125)
+        .says("is not the top directory of a git repository");
     let named = place.own.path().join("work:clone");
     fs::create_dir(&named).unwrap();
     place.call(&["run", "-w", "../work:clone", "ls -A"]).output().exits(0).prints("");

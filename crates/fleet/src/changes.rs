@@ -114,7 +114,7 @@ fn summary(set: &ChangeSet, mount: usize) -> api::ChangeSet {
     }
     let [created, updated, deleted] = count;
     let ignored = set.ignored();
-    let collected_at = i64::try_from(about.collected_at).unwrap_or(0).saturating_mul(1000);
+    let collected_at = i64::try_from(about.collected_at_ms).unwrap_or(0);
     api::ChangeSet {
         sandbox: about.sandbox.clone(),
         name: about.name.clone(),
@@ -150,7 +150,7 @@ pub(crate) async fn collect(
         name: row.name.clone(),
         host: host.to_owned(),
         guest: asked.guest_path.clone(),
-        collected_at: now.as_secs(),
+        collected_at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
     };
     let collected = machine.collect(about, &shelf.of(&row.id, mount), ignored, observer).await?;
     let set = collected.set.as_ref().map(|set| summary(set, mount));

@@ -317,6 +317,11 @@ impl Run {
         self.seat.id()
     }
 
+    /// What the user calls it.
+    pub fn name(&self) -> String {
+        self.seat.row().name.clone()
+    }
+
     /// What of the network it was denied so far, by host.
     pub fn denied(&self) -> Vec<Denied> {
         crate::seat::lock(&self.seat.way_out).as_ref().map(WayOut::denied).unwrap_or_default()

@@ -30,7 +30,7 @@ pub enum PullError {
     /// The registry sends for a token to somebody who is not known to belong to it.
     #[error(
         "{registry} asks for a token from {realm}, which is another host: if that is right, name it in \
-         registries.toml: [realms] \"{registry}\" = [\"{realm}\"]"
+         image-registries.toml: [realms] \"{registry}\" = [\"{realm}\"]"
     )]
     Realm {
         /// Who sends.

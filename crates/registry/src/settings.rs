@@ -15,7 +15,7 @@ use crate::signature::{KeyError, PublicKey};
 const LONGEST_FILE: u64 = 1 << 20;
 const KNOWN: &str = include_str!("known.toml");
 
-/// The file `registries.toml`. Hosts are written `host` or `host:port`.
+/// The file `image-registries.toml`. Hosts are written `host` or `host:port`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
@@ -74,13 +74,13 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// What `registries.toml` in this directory says; nothing where it is not there. Paths in it are
+    /// What `image-registries.toml` in this directory says; nothing where it is not there. Paths in it are
     /// from that directory.
     ///
     /// # Errors
     /// `SettingsError`.
     pub fn load(directory: &Path) -> Result<Self, SettingsError> {
-        let path = directory.join("registries.toml");
+        let path = directory.join("image-registries.toml");
         let bytes = match read(&path) {
             Err(SettingsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Ok(Self::default());
@@ -208,7 +208,7 @@ mod tests {
     fn a_file_with_a_mistake_is_not_one_that_is_not_there() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Settings::load(directory.path()).unwrap(), Settings::default());
-        let path = directory.path().join("registries.toml");
+        let path = directory.path().join("image-registries.toml");
         for wrong in ["deny = 'docker.io'", "alow = []", "deny = ['a//b']", "plain_http = ['a b']"]
         {
             std::fs::write(&path, wrong).unwrap();

@@ -118,7 +118,7 @@ pub fn sync_back(
         name: String::new(),
         host: destination.clone(),
         guest: String::new(),
-        collected_at: 0,
+        collected_at_ms: 0,
     };
     let collecting = CollectOptions { limits: options.limits, ignored: true, partial: false };
     let place = staging.path().join("changes");

@@ -58,7 +58,7 @@ impl Pair {
             name: "box".into(),
             host: self.host(""),
             guest: "/workspace".into(),
-            collected_at: 7,
+            collected_at_ms: 7,
         }
     }
 

@@ -28,7 +28,7 @@ Examples:
   sandforge diff                       what the last run changed in this directory
   sandforge diff box src '**/*.rs'     of this sandbox, these paths
   sandforge diff --stat                which files, and how many lines
-  sandforge diff --raw | git apply -R --check
+  sandforge diff --raw                 as a patch, such as git apply takes
   sandforge diff --list                all changes that wait")]
 pub(crate) struct DiffArgs {
     /// A sandbox, and paths below the directory; globs in quotes

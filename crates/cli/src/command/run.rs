@@ -130,12 +130,14 @@ struct MachineArgs {
 struct FileArgs {
     /// Copy this directory to /workspace, where the command starts, and collect what is changed
     ///
-    /// Further ones go to /workspaces/NAME. With :ro behind it, it can only be read.
-    #[arg(short, long, value_name = "DIR[:ro]")]
+    /// Further ones go to /workspaces/NAME. With :live behind it the directory itself is shared, not a
+    /// copy; with :clone the command works on a git clone, whose commits come back below
+    /// refs/sandforge/; with :ro it can only be read.
+    #[arg(short, long, value_name = "DIR[:MODE][:ro]")]
     workspace: Vec<OsString>,
 
     /// Copy a file or directory to an absolute path in the sandbox
-    #[arg(long, value_name = "HOST:GUEST[:review][:ro]")]
+    #[arg(long, value_name = "HOST:GUEST[:MODE][:ro]")]
     mount: Vec<OsString>,
 
     /// Leave out what .gitignore files name when copying in
@@ -583,10 +585,8 @@ async fn clone(
 /// Brings what was committed to a clone to its repository, and tells of it.
 async fn fetch(run: &Run, mount: &Mount, line: &mut Line) -> Result<(), Failure> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-    let name = match run.sandbox().name() {
-        name if name.bytes().all(fits) => name,
-        _ => run.id(),
-    };
+    let name = run.name();
+    let name = if name.bytes().all(fits) { &name } else { run.id() };
     let fetched = run.sandbox().fetch_back(&mount.guest, &mount.host, name, line).await;
     let fetched = fetched.map_err(|error| super::supervisor_failure(&error))?;
     line.clear();

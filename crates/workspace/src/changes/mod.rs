@@ -91,8 +91,8 @@ pub struct About {
     pub host: PathBuf,
     /// Where it was in the guest.
     pub guest: String,
-    /// When they were collected, in seconds since 1970.
-    pub collected_at: u64,
+    /// When they were collected, in milliseconds since 1970.
+    pub collected_at_ms: u64,
 }
 
 /// What was not taken because git would ignore it.
