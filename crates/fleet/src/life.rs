@@ -520,7 +520,10 @@ async fn copy(running: &Running, mounts: Vec<Mounted>) -> Result<(), Error> {
 fn image(row: &Sandbox) -> Option<ImageRef> {
     match row.image.as_str() {
         crate::rules::HOST_IMAGE => None,
-        name => Some(name.parse().unwrap_or_default()),
+        name => match name.parse() {
+            Ok(image) => Some(image),
+            Err(never) => match never {},
+        },
     }
 }
 

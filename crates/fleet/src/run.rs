@@ -265,7 +265,10 @@ pub(crate) fn starts_where_image_says(mounts: &[api::Mount]) -> bool {
 }
 
 fn image(name: &str) -> ImageRef {
-    name.parse().unwrap_or_default()
+    match name.parse() {
+        Ok(image) => image,
+        Err(never) => match never {},
+    }
 }
 
 impl Run {

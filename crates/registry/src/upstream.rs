@@ -119,6 +119,12 @@ pub(crate) fn reason(error: &reqwest::Error) -> String {
         causes.push("no answer in time".into());
     }
     // Each layer of the client repeats what the one below said.
-    let last = causes.pop().unwrap_or_else(|| "the request failed".into());
+    let mut last = causes.pop().unwrap_or_else(|| "the request failed".into());
+    if last.contains("InvalidContentType") {
+        // TLS was answered with something else.
+        last = "it does not speak TLS; where that is right, name it under plain_http in \
+                image-registries.toml"
+            .into();
+    }
     crate::shown::shown(&last)
 }

@@ -8,6 +8,8 @@ mod files;
 mod image;
 mod internet;
 mod isolation;
+#[path = "../support/layout.rs"]
+mod layout;
 mod live;
 mod network;
 mod process;
