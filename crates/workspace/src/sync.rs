@@ -62,7 +62,7 @@ pub enum Change {
 /// Why a change was held back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// See [`is_protected`].
+    /// See [`crate::is_protected`].
     Protected,
     /// The host changed it too, after it was sent.
     ChangedOnHost,
