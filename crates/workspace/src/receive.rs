@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 
 use archive::{
-    Directory, Existing, Extract, ExtractError, Kind, Name, Printable, ReadError, Reader,
+    Directory, Existing, Extract, ExtractError, Kind, Member, Name, Printable, ReadError, Reader,
 };
 
 use crate::links::{Below, Resolution, Steps, resolve};
@@ -237,6 +237,58 @@ pub(crate) fn is_within(sorted: &[Name], name: &Name) -> bool {
 
 /// Reads an archive into an empty staging directory. Every rule about names, kinds and order is
 /// kept: see [`archive::Reader`] and [`Existing::Refuse`].
+/// What came so far, against what may.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limits: Limits,
+    entries: u64,
+    names: u64,
+    bytes: u64,
+}
+
+impl Budget {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, entries: 0, names: 0, bytes: 0 }
+    }
+
+    /// Counts an entry in, before anything of it is taken.
+    pub(crate) fn take(&mut self, member: &Member) -> Result<(), UnpackError> {
+        let limits = self.limits;
+        self.entries += 1;
+        if self.entries > limits.entries {
+            return Err(UnpackError::TooManyEntries { limit: limits.entries });
+        }
+        let target = match &member.kind {
+            Kind::Symlink { target } => target.len(),
+            _ => 0,
+        };
+        self.take_name(member.name.as_bytes().len() + target)?;
+        if member.name.components().count() > limits.depth {
+            return Err(UnpackError::TooDeep { name: member.name.clone(), limit: limits.depth });
+        }
+        if let Kind::File { size } = member.kind {
+            self.bytes = self.bytes.saturating_add(size);
+            if self.bytes > limits.bytes {
+                return Err(UnpackError::TooManyBytes { limit: limits.bytes });
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts so many bytes of names in.
+    pub(crate) fn take_name(&mut self, bytes: usize) -> Result<(), UnpackError> {
+        self.names += bytes as u64;
+        match self.names > self.limits.names {
+            true => Err(UnpackError::TooManyNames { limit: self.limits.names }),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        Progress { entries: self.entries, bytes: self.bytes }
+    }
+}
+
 pub(crate) fn receive(
     input: &mut impl Read,
     staging: &Staging,
@@ -246,32 +298,14 @@ pub(crate) fn receive(
     let mut reader = Reader::new(input);
     let mut extract = Extract::new(&staging.new, Existing::Refuse);
     let mut received = Received::default();
-    let (mut entries, mut names) = (0_u64, 0_u64);
+    let mut budget = Budget::new(*limits);
     while let Some(member) = reader.next_member()? {
-        entries += 1;
-        if entries > limits.entries {
-            return Err(UnpackError::TooManyEntries { limit: limits.entries });
-        }
-        names += member.name.as_bytes().len() as u64;
-        if let Kind::Symlink { target } = &member.kind {
-            names += target.len() as u64;
-        }
-        if names > limits.names {
-            return Err(UnpackError::TooManyNames { limit: limits.names });
-        }
-        if member.name.components().count() > limits.depth {
-            return Err(UnpackError::TooDeep { name: member.name, limit: limits.depth });
-        }
-        if let Kind::File { size } = member.kind {
-            received.bytes = received.bytes.saturating_add(size);
-            if received.bytes > limits.bytes {
-                return Err(UnpackError::TooManyBytes { limit: limits.bytes });
-            }
-        }
+        budget.take(&member)?;
         let mut content = Hashing::new(reader.content());
         extract.add(&member, &mut content).map_err(|error| misplaced(error, staging))?;
         let digest = content.digest();
-        progress(Progress { entries, bytes: received.bytes });
+        received.bytes = budget.progress().bytes;
+        progress(budget.progress());
         if member.name.is_root() {
             continue;
         }

@@ -16,7 +16,7 @@ use super::{
     write_index,
 };
 use crate::manifest::{Hashing, Sent, node_at};
-use crate::receive::{Limits, UnpackError};
+use crate::receive::{Budget, Limits, UnpackError};
 use crate::{Manifest, Node, Progress};
 
 /// Content up to here is looked at in memory, and on a disk only if it is new.
@@ -100,10 +100,11 @@ pub fn collect(
         dropped: BTreeSet::new(),
         standing: BTreeSet::new(),
         ignored: Ignored::default(),
-        bytes: 0,
+        budget: Budget::new(options.limits),
     };
     taking.all(input, progress)?;
-    let Taking { nodes, standing, ignored, bytes, dropped, .. } = taking;
+    let Taking { nodes, standing, ignored, dropped, budget, .. } = taking;
+    let bytes = budget.progress().bytes;
 
     let mut changes = Vec::new();
     for (name, (node, mtime)) in nodes {
@@ -255,7 +256,7 @@ struct Taking<'a> {
     /// What was sent and is there, changed or not.
     standing: BTreeSet<Name>,
     ignored: Ignored,
-    bytes: u64,
+    budget: Budget,
 }
 
 impl Taking<'_> {
@@ -264,48 +265,23 @@ impl Taking<'_> {
         input: &mut impl Read,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), UnpackError> {
-        let limits = self.options.limits;
         let mut reader = Reader::new(input);
-        let (mut entries, mut names) = (0_u64, 0_u64);
         while let Some(member) = reader.next_member()? {
-            entries += 1;
-            if entries > limits.entries {
-                return Err(UnpackError::TooManyEntries { limit: limits.entries });
-            }
-            names += member.name.as_bytes().len() as u64;
-            if let Kind::Symlink { target } = &member.kind {
-                names += target.len() as u64;
-            }
-            if names > limits.names {
-                return Err(UnpackError::TooManyNames { limit: limits.names });
-            }
-            if member.name.components().count() > limits.depth {
-                return Err(UnpackError::TooDeep { name: member.name, limit: limits.depth });
-            }
-            if let Kind::File { size } = member.kind {
-                self.bytes = self.bytes.saturating_add(size);
-                if self.bytes > limits.bytes {
-                    return Err(UnpackError::TooManyBytes { limit: limits.bytes });
-                }
-            }
+            self.budget.take(&member)?;
             if !member.name.is_root() {
                 self.check(&member)?;
                 self.take(member, &mut reader.content())?;
             }
-            progress(Progress { entries, bytes: self.bytes });
+            progress(self.budget.progress());
         }
         if self.options.partial {
-            self.rest(&mut reader.into_inner(), names)?;
+            self.rest(&mut reader.into_inner())?;
         }
         Ok(())
     }
 
     /// The names of what is as it was unpacked.
-    fn rest(
-        &mut self,
-        input: &mut io::BufReader<&mut impl Read>,
-        mut names: u64,
-    ) -> Result<(), UnpackError> {
+    fn rest(&mut self, input: &mut io::BufReader<&mut impl Read>) -> Result<(), UnpackError> {
         let mut bytes = Vec::new();
         loop {
             bytes.clear();
@@ -316,10 +292,7 @@ impl Taking<'_> {
                 Some(0) => {}
                 Some(_) => return Err(ReadError::Truncated.into()),
             }
-            names += bytes.len() as u64;
-            if names > self.options.limits.names {
-                return Err(UnpackError::TooManyNames { limit: self.options.limits.names });
-            }
+            self.budget.take_name(bytes.len())?;
             let name = Name::parse(&bytes)
                 .map_err(|_| ReadError::Damaged("a name of what has not changed"))?;
             // What was never sent cannot be as it was.

@@ -281,17 +281,28 @@ fn damaged(path: &Path, why: &impl ToString) -> ChangesError {
     ChangesError::Damaged { path: path.to_owned(), why: why.to_string() }
 }
 
+/// How long a set that somebody has is waited for.
+const PATIENCE: std::time::Duration = std::time::Duration::from_millis(300);
+
 /// Locks a set, if it is still the one that is there.
 fn lock(path: &Path) -> Result<OwnedFd, ChangesError> {
     let read = |source: io::Error| ChangesError::Read { path: path.to_owned(), source };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| read(error.into()))?;
-    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            return Err(ChangesError::Busy { path: path.to_owned() });
+    let begun = std::time::Instant::now();
+    loop {
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            // A process that is just being started has a copy of every descriptor until it runs its
+            // program: a lock that was let go is held for that moment.
+            Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < PATIENCE => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(ChangesError::Busy { path: path.to_owned() });
+            }
+            Err(error) => return Err(read(error.into())),
         }
-        Err(error) => return Err(read(error.into())),
     }
     let held = rustix::fs::fstat(&fd).map_err(|error| read(error.into()))?;
     let there = rustix::fs::stat(path).map_err(|error| read(error.into()))?;
