@@ -95,9 +95,8 @@ def filter_failure(context, failure, case, response):
     # No pattern says what a path below a directory is not, such as one with `..` in it.
     if kind == "RejectedPositiveData" and of_changes and field in PATHS:
         return False
-    # There is nothing to apply in a sandbox that has changed nothing; and what one has changed
-    # outlives it.
-    if of_changes and (kind == "UseAfterFree" or "has no changes" in problem.get("detail", "")):
+    # There is nothing to apply in a sandbox that has changed nothing.
+    if of_changes and "has no changes" in problem.get("detail", ""):
         return False
     if kind == "RejectedPositiveData":
         tags = [case.headers.get(name) for name in ("If-Match", "If-None-Match")]
@@ -105,7 +104,9 @@ def filter_failure(context, failure, case, response):
         return not (code in STATE or field in FIELDS or problem.get("detail") == ID or odd)
     if kind == "ServerError":
         return code not in HOST
-    # What was used of a sandbox that is gone can be asked for a while.
+    # What was used of a sandbox that is gone, what ran in it and what it changed can be asked for a
+    # while.
     if kind == "UseAfterFree":
-        return problem.get("state") != "destroyed"
+        outlives = case.operation.label.endswith(("/processes", "/changes"))
+        return problem.get("state") != "destroyed" and not outlives
     return True
