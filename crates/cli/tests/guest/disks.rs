@@ -92,18 +92,29 @@ fn a_hundred_layers_are_a_root() {
     }
 }
 
+/// A root with a disk for what is changed.
+fn with_scratch() -> Disks {
+    let file = tempfile::tempfile().unwrap();
+    let (uuid, owner) = ([1; 16], (0, 0));
+    let options = ext4::Options { bytes: 1 << 30, journal: false, owner, uuid, time: 0 };
+    ext4::format(&file, &options).unwrap();
+    Disks::new(vec![base()]).unwrap().with_scratch(file)
+}
+
+#[test]
+fn what_is_written_to_a_scratch_disk_is_read_from_it() {
+    let line = "head -c 30000000 /dev/urandom > /workspace/a; cp /workspace/a /workspace/b; \
+                sync; cmp /workspace/a /workspace/b && stat -f -c %T /workspace/a && rm /workspace/a";
+    for printed in printed(with_scratch, line) {
+        assert_eq!(printed.trim(), "overlayfs");
+    }
+}
+
 #[test]
 fn what_is_changed_goes_to_the_scratch_disk_where_there_is_one() {
-    let disks = || {
-        let file = tempfile::tempfile().unwrap();
-        let (uuid, owner) = ([1; 16], (0, 0));
-        let options = ext4::Options { bytes: 1 << 30, journal: false, owner, uuid, time: 0 };
-        ext4::format(&file, &options).unwrap();
-        Disks::new(vec![base()]).unwrap().with_scratch(file)
-    };
     // More than the machine has memory.
     let line = "head -c 600000000 /dev/zero > /workspace/big && stat -c %s /workspace/big";
-    for printed in printed(disks, line) {
+    for printed in printed(with_scratch, line) {
         assert_eq!(printed.trim(), "600000000");
     }
 }
