@@ -337,7 +337,7 @@ impl Manager {
             paths,
             allow_protected: selection("allow_protected", &request.allow_protected)?,
             theirs: request.theirs,
-            hidden: resolved.masks.map(|masks| Hidden::new(move |path| masks.hides(path))),
+            hidden: resolved.masks.map(crate::mount::hidden),
             ..ApplyOptions::default()
         };
         let entry = entry

@@ -520,10 +520,7 @@ async fn copy(running: &Running, mounts: Vec<Mounted>) -> Result<(), Error> {
 fn image(row: &Sandbox) -> Option<ImageRef> {
     match row.image.as_str() {
         crate::rules::HOST_IMAGE => None,
-        name => match name.parse() {
-            Ok(image) => Some(image),
-            Err(never) => match never {},
-        },
+        name => Some(crate::run::image(name)),
     }
 }
 

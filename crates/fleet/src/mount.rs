@@ -15,8 +15,6 @@ use crate::host_path::{HostPath, HostPathError};
 
 /// Bytes that are read at once.
 const CHUNK: usize = 64 << 10;
-/// The sandbox's own user.
-const USER: u32 = 1000;
 
 /// A mount that policy has decided about: the descriptor is what it decided about.
 #[derive(Debug)]
@@ -79,7 +77,7 @@ impl Mounted {
         if !host.is_directory() {
             return copy_file(&host, &self.asked, sandbox.guest()).await;
         }
-        let hidden = self.masks.map(|masks| Hidden::new(move |path: &Path| masks.hides(path)));
+        let hidden = self.masks.map(hidden);
         let options = CopyIn {
             read_only: self.asked.read_only,
             reviewed: self.asked.mode == MountMode::Review && !self.asked.read_only,
@@ -98,6 +96,11 @@ impl Mounted {
             error => Error::Internal(words(error)),
         })
     }
+}
+
+/// What must not go in, by policy.
+pub(crate) fn hidden(masks: policy::Masks) -> Hidden {
+    Hidden::new(move |path: &Path| masks.hides(path))
 }
 
 /// What of a shared directory is hidden by policy, and what is protected in every workspace.
@@ -153,14 +156,7 @@ pub(crate) async fn copy_file(host: &HostPath, asked: &Mount, guest: &Guest) -> 
     };
     let parent = asked.guest_path.rsplit_once('/').map(|(parent, _)| parent);
     if let Some(parent) = parent.filter(|parent| !parent.is_empty()) {
-        // As for a directory that is copied: root makes it, for the user.
-        let mkdir = Mkdir {
-            path: text(parent)?,
-            parents: true,
-            mode: 0o755,
-            owner: (!asked.read_only).then_some(USER),
-            user: Some(Text::from("root")),
-        };
+        let mkdir = Mkdir::to_fill(text(parent)?, !asked.read_only);
         guest.ask(&mkdir).await.map_err(Error::Guest)?;
     }
     let path = text(&asked.guest_path)?;

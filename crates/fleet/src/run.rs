@@ -61,8 +61,7 @@ impl RunMount {
 
     /// What of it must not go in.
     pub fn hidden(&self) -> Option<Hidden> {
-        let masks = self.masks.clone()?;
-        Some(Hidden::new(move |relative: &Path| masks.hides(relative)))
+        self.masks.clone().map(crate::mount::hidden)
     }
 }
 
@@ -264,7 +263,8 @@ pub(crate) fn starts_where_image_says(mounts: &[api::Mount]) -> bool {
     !mounts.iter().any(|mount| mount.guest_path.trim_end_matches('/') == "/workspace")
 }
 
-fn image(name: &str) -> ImageRef {
+/// What a row's image is called.
+pub(crate) fn image(name: &str) -> ImageRef {
     match name.parse() {
         Ok(image) => image,
         Err(never) => match never {},

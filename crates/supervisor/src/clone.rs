@@ -18,8 +18,6 @@ const CHUNK: usize = 64 << 10;
 const MOST_BYTES: u64 = 8 << 30;
 /// Longest complaint that is kept.
 const MOST_SAID: usize = 4 << 10;
-/// The sandbox's own user.
-const USER: u32 = 1000;
 
 /// `$1` the directory, `$2` the branch or nothing, `$3` the commit, `$4` and `$5` who commits. The
 /// host's branches are remembered as they were, so that only what is new comes back.
@@ -75,14 +73,7 @@ pub(crate) async fn clone_in(
     let Bundle { mut file, bytes, branch, tip, author } =
         blocking(made).await?.map_err(|error| failed(&error))?;
     let text = |value: &str| Text::new(value).map_err(|error| Error::Clone(error.to_string()));
-    let mkdir = Mkdir {
-        path: text(target)?,
-        parents: true,
-        mode: 0o755,
-        owner: Some(USER),
-        user: Some(Text::from("root")),
-    };
-    guest.ask(&mkdir).await.map_err(Error::Guest)?;
+    guest.ask(&Mkdir::to_fill(text(target)?, true)).await.map_err(Error::Guest)?;
     let (name, address) =
         author.unwrap_or_else(|| ("Sandforge".into(), "sandforge@localhost".into()));
     let branch = branch.unwrap_or_default();

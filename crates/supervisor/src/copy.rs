@@ -104,9 +104,6 @@ impl Read for ChannelReader {
     }
 }
 
-/// The sandbox's default user and group.
-const USER: u32 = 1000;
-
 /// Sends a host's directory, or one file, to `target` in the guest.
 pub(crate) async fn copy_in(
     guest: &Guest,
@@ -132,13 +129,7 @@ pub(crate) async fn copy_in(
         .transpose()
         .map_err(|error| failed(error.into()))?;
     let directory = Text::new(directory).map_err(|error| failed(error.into()))?;
-    let mkdir = Mkdir {
-        path: directory.clone(),
-        parents: true,
-        mode: 0o755,
-        owner: (!options.read_only).then_some(USER),
-        user: Some(Text::from("root")),
-    };
+    let mkdir = Mkdir::to_fill(directory.clone(), !options.read_only);
     guest.ask(&mkdir).await.map_err(Error::Guest)?;
     let tar_in = TarIn {
         path: directory,

@@ -146,7 +146,7 @@ fn defaults(config: &ImageConfig, with_directory: bool) -> Result<Option<Default
 /// process that has it open, however that ends.
 fn scratch(directory: &Path, disk_gb: u32) -> Result<File, Error> {
     let failed = |source: io::Error| Error::Scratch { directory: directory.to_owned(), source };
-    let file = unnamed(directory).map_err(failed)?;
+    let file = tempfile::tempfile_in(directory).map_err(failed)?;
     let mut uuid = [0; 16];
     getrandom::fill(&mut uuid).map_err(|error| failed(io::Error::other(error)))?;
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -159,19 +159,6 @@ fn scratch(directory: &Path, disk_gb: u32) -> Result<File, Error> {
     };
     ext4::format(&file, &options).map_err(|error| failed(io::Error::other(error)))?;
     Ok(file)
-}
-
-fn unnamed(directory: &Path) -> io::Result<File> {
-    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
-    match rustix::fs::open(directory, flags | rustix::fs::OFlags::TMPFILE, mode) {
-        Ok(file) => Ok(file.into()),
-        // Not every file system has files without names.
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
-            tempfile::tempfile_in(directory)
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// An image as the disks of a machine.

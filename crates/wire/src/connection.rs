@@ -53,6 +53,18 @@ pub enum Event {
     Knock([u8; frame::NONCE]),
 }
 
+impl Event {
+    /// The stream that goes on or ends with it; none where one begins, or it is of no stream.
+    pub fn stream(&self) -> Option<StreamId> {
+        match self {
+            Self::Data(id, _) | Self::Closed(id, _) | Self::Reset(id, _) | Self::Writable(id) => {
+                Some(*id)
+            }
+            Self::Hello(_) | Self::Opened(..) | Self::Pong(_) | Self::Knock(_) => None,
+        }
+    }
+}
+
 /// The peer broke the protocol; the connection is over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {

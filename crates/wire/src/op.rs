@@ -444,6 +444,23 @@ pub struct Mkdir {
     pub user: Option<Text>,
 }
 
+/// The sandbox's own user, and the group of the same number.
+pub const USER: u32 = 1000;
+
+impl Mkdir {
+    /// A directory that the host is about to fill, with those above it: root makes it, for the
+    /// sandbox's user where that is to write there.
+    pub fn to_fill(path: Text, is_writable: bool) -> Self {
+        Self {
+            path,
+            parents: true,
+            mode: default_directory_mode(),
+            owner: is_writable.then_some(USER),
+            user: Some(Text::from("root")),
+        }
+    }
+}
+
 fn default_directory_mode() -> u32 {
     0o755
 }

@@ -1,53 +1,21 @@
 //! What a guest changed, as a set: kept, shown, applied in parts, discarded; and what a hostile
 //! guest makes of each.
 
+mod pair;
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use archive::{Existing, Extract, Reader, Root};
+use pair::{Pair, read, write};
 use tar::{EntryType, Header};
 use workspace::{
     About, ApplyOptions, Body, Change, ChangeSet, ChangesError, CollectOptions, Collected,
-    Difference, Hidden, Limits, Manifest, PackOptions, Selection, Synced, UnpackError, Why,
-    collect, pack,
+    Difference, Hidden, Limits, PackOptions, Selection, Synced, UnpackError, Why, collect, pack,
 };
 
-/// A host directory, the guest's copy of it, and where changes are kept.
-struct Pair {
-    place: tempfile::TempDir,
-    manifest: Manifest,
-}
-
 impl Pair {
-    fn new(build: impl FnOnce(&Path)) -> Self {
-        let place = tempfile::tempdir().unwrap();
-        let (host, guest) = (place.path().join("host"), place.path().join("guest"));
-        fs::create_dir(&host).unwrap();
-        fs::create_dir(&guest).unwrap();
-        build(&host);
-        let mut tar = Vec::new();
-        let options = PackOptions { manifest: true, ..PackOptions::default() };
-        let packed = pack(&host, &options, &mut tar, &mut |_| {}).unwrap();
-        let root = Root::open(&guest).unwrap();
-        let mut reader = Reader::new(&tar[..]);
-        let mut extract = Extract::new(&root, Existing::Replace);
-        while let Some(member) = reader.next_member().unwrap() {
-            extract.add(&member, &mut reader.content()).unwrap();
-        }
-        extract.finish().unwrap();
-        Self { place, manifest: packed.manifest }
-    }
-
-    fn host(&self, name: &str) -> PathBuf {
-        self.place.path().join("host").join(name)
-    }
-
-    fn guest(&self, name: &str) -> PathBuf {
-        self.place.path().join("guest").join(name)
-    }
-
     fn set(&self) -> PathBuf {
         self.place.path().join("changes/sb-1/0")
     }
@@ -67,8 +35,7 @@ impl Pair {
     }
 
     fn collect(&self) -> ChangeSet {
-        let mut tar = Vec::new();
-        pack(&self.guest(""), &PackOptions::default(), &mut tar, &mut |_| {}).unwrap();
+        let tar = self.sent();
         self.collect_from(&tar, &CollectOptions::default()).unwrap().set.expect("changes")
     }
 
@@ -105,15 +72,6 @@ fn differences(set: &ChangeSet, host: &Path) -> Vec<Difference> {
     })
     .unwrap();
     all
-}
-
-fn write(path: PathBuf, content: impl AsRef<[u8]>) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, content).unwrap();
-}
-
-fn read(path: PathBuf) -> String {
-    fs::read_to_string(path).unwrap()
 }
 
 /// A header as a hostile guest writes it.

@@ -1,60 +1,23 @@
 //! A guest's changes come back to the directory that was sent, and nothing else changes.
 
+mod pair;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use archive::{Existing, Extract, Reader, Root};
+use pair::{Pair, read, write};
 use workspace::{
-    Change, Manifest, OutsideLinks, PackOptions, SyncOptions, Synced, UnpackError, Why, pack,
-    sync_back,
+    Change, OutsideLinks, PackOptions, SyncOptions, Synced, UnpackError, Why, sync_back,
 };
 
-/// A host directory and the guest's copy of it.
-struct Pair {
-    place: tempfile::TempDir,
-    manifest: Manifest,
-}
-
 impl Pair {
-    /// Builds the host's directory, sends it, and unpacks it as the guest does.
-    fn new(build: impl FnOnce(&Path)) -> Self {
-        Self::with(&PackOptions { manifest: true, ..PackOptions::default() }, build)
-    }
-
-    fn with(options: &PackOptions, build: impl FnOnce(&Path)) -> Self {
-        let place = tempfile::tempdir().unwrap();
-        let (host, guest) = (place.path().join("host"), place.path().join("guest"));
-        fs::create_dir(&host).unwrap();
-        fs::create_dir(&guest).unwrap();
-        build(&host);
-        let mut tar = Vec::new();
-        let packed = pack(&host, options, &mut tar, &mut |_| {}).unwrap();
-        let root = Root::open(&guest).unwrap();
-        let mut reader = Reader::new(&tar[..]);
-        let mut extract = Extract::new(&root, Existing::Replace);
-        while let Some(member) = reader.next_member().unwrap() {
-            extract.add(&member, &mut reader.content()).unwrap();
-        }
-        extract.finish().unwrap();
-        Self { place, manifest: packed.manifest }
-    }
-
-    fn host(&self, name: &str) -> PathBuf {
-        self.place.path().join("host").join(name)
-    }
-
-    fn guest(&self, name: &str) -> PathBuf {
-        self.place.path().join("guest").join(name)
-    }
-
     fn sync(&self) -> Result<Synced, UnpackError> {
         self.sync_with(&SyncOptions::default())
     }
 
     fn sync_with(&self, options: &SyncOptions) -> Result<Synced, UnpackError> {
-        let mut tar = Vec::new();
-        pack(&self.guest(""), &PackOptions::default(), &mut tar, &mut |_| {}).unwrap();
+        let tar = self.sent();
         let synced = sync_back(&mut &tar[..], &self.host(""), &self.manifest, options, &mut |_| {});
         let beside = fs::read_dir(self.place.path()).unwrap().count();
         assert_eq!(beside, 2, "no staging stays");
@@ -68,15 +31,6 @@ fn counts(synced: &Synced) -> (u64, u64, u64) {
 
 fn held(synced: &Synced) -> Vec<(String, Change, Why)> {
     synced.held_back.iter().map(|held| (held.name.to_string(), held.change, held.why)).collect()
-}
-
-fn write(path: PathBuf, content: &str) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, content).unwrap();
-}
-
-fn read(path: PathBuf) -> String {
-    fs::read_to_string(path).unwrap()
 }
 
 #[test]

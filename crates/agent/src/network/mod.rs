@@ -225,13 +225,7 @@ impl Network {
 
     /// Takes an event that is about one of its streams, and gives back any other.
     pub(crate) fn take(&mut self, event: Event, connection: &mut Connection) -> Option<Event> {
-        let id = match &event {
-            Event::Data(id, _)
-            | Event::Closed(id, _)
-            | Event::Reset(id, _)
-            | Event::Writable(id) => *id,
-            _ => return Some(event),
-        };
+        let Some(id) = event.stream() else { return Some(event) };
         if self.names.stream == Some(id) {
             match event {
                 Event::Data(_, bytes) => {

@@ -98,17 +98,7 @@ impl Shares {
         }
         let mount::Mounted { device, notices, attendant } =
             mount::mount(&path, request.read_only, sandbox)?;
-        let mount = Mount {
-            path: path.into_bytes(),
-            device,
-            out: Vec::new(),
-            sent: 0,
-            inbox: Vec::new(),
-            notices,
-            waiting: VecDeque::new(),
-            is_watched: false,
-            attendant: Some(attendant),
-        };
+        let mount = Mount::new(path.into_bytes(), device, notices, Some(attendant));
         let watch = epoll::add(
             &self.epoll,
             &mount.notices,
@@ -182,13 +172,7 @@ impl Shares {
         connection: &mut Connection,
         sandbox: &mut Sandbox,
     ) -> Option<Event> {
-        let id = match &event {
-            Event::Data(id, _)
-            | Event::Closed(id, _)
-            | Event::Reset(id, _)
-            | Event::Writable(id) => *id,
-            _ => return Some(event),
-        };
+        let Some(id) = event.stream() else { return Some(event) };
         let Some(mount) = self.mounts.get_mut(&id) else { return Some(event) };
         match event {
             Event::Data(_, bytes) => {
@@ -228,6 +212,20 @@ impl Shares {
 }
 
 impl Mount {
+    fn new(path: Vec<u8>, device: OwnedFd, notices: OwnedFd, attendant: Option<Attendant>) -> Self {
+        Self {
+            path,
+            device,
+            out: Vec::new(),
+            sent: 0,
+            inbox: Vec::new(),
+            notices,
+            waiting: VecDeque::new(),
+            is_watched: false,
+            attendant,
+        }
+    }
+
     /// Whether the device is to be watched for more.
     fn pull(&mut self, stream: StreamId, connection: &mut Connection) -> Result<bool, Errno> {
         for _ in 0..TURN {
@@ -317,18 +315,8 @@ mod tests {
         let (notices, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .unwrap();
-        let mount = Mount {
-            path: b"/workspace".to_vec(),
-            device: memfd_create("device", MemfdFlags::CLOEXEC).unwrap(),
-            out: Vec::new(),
-            sent: 0,
-            inbox: Vec::new(),
-            notices,
-            waiting: VecDeque::new(),
-            is_watched: false,
-            attendant: None,
-        };
-        (mount, theirs)
+        let device = memfd_create("device", MemfdFlags::CLOEXEC).unwrap();
+        (Mount::new(b"/workspace".to_vec(), device, notices, None), theirs)
     }
 
     fn message(unique: u64, body: &[u8]) -> Vec<u8> {

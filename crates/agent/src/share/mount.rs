@@ -9,13 +9,11 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount as mount_system, unmount as unmount_system};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{chdir, fchdir};
-use wire::op::{ErrorCode, OpError};
+use wire::op::{ErrorCode, OpError, USER};
 
 use super::notify;
 use crate::task::{Attendant, Sandbox};
 
-/// The sandbox's own user.
-const USER: u32 = 1000;
 /// What is the task's own or the kernel's, and would hide a mount or be hidden by it.
 const TAKEN: [&[u8]; 4] = [b"/dev", b"/proc", b"/sys", b"/tmp"];
 
