@@ -37,7 +37,7 @@ pub(crate) const DRIVER_OK: u32 = 4;
 pub(crate) const NEEDS_RESET: u32 = 0x40;
 
 /// Long enough for an emulated processor with other things to do.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) type Devices = Vec<(&'static str, Box<dyn Device>)>;
 
