@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::legacy::{self, Console};
+use crate::legacy::{self, Console, ConsoleState};
 use crate::metrics::Counter;
 use crate::virtio::{Transport, WINDOW};
 
@@ -32,6 +32,11 @@ impl Bus {
     /// The virtio devices, in the order of their addresses.
     pub(crate) fn virtio(&self) -> impl Iterator<Item = MutexGuard<'_, Transport>> {
         self.virtio.iter().map(lock)
+    }
+
+    /// The serial port's registers, where there is one.
+    pub(crate) fn console(&self) -> Option<ConsoleState> {
+        self.console.as_ref().map(|console| lock(console).state().into())
     }
 
     pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) {

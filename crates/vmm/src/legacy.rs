@@ -4,6 +4,8 @@
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{self, SerialState};
 use vm_superio::{Serial, Trigger};
 
 use crate::event::Event;
@@ -18,12 +20,61 @@ const I8042: [u16; 2] = [0x60, 0x64];
 const I8042_RESET: u8 = 0xfe;
 
 /// A 16550 that only speaks.
-pub(crate) type Console = Serial<Irq, vm_superio::serial::NoEvents, Sink>;
+pub(crate) type Console = Serial<Irq, serial::NoEvents, Sink>;
 
 /// A serial port that writes to `to`, whose writes shall not block from here on.
-pub(crate) fn console(to: OwnedFd, irq: Event) -> io::Result<Console> {
+///
+/// It goes on from `state`, where there is one.
+pub(crate) fn console(
+    to: OwnedFd,
+    irq: Event,
+    state: Option<&ConsoleState>,
+) -> io::Result<Console> {
     rustix::io::ioctl_fionbio(&to, true)?;
-    Ok(Serial::new(Irq(irq), Sink(to)))
+    let Some(state) = state else { return Ok(Serial::new(Irq(irq), Sink(to))) };
+    Serial::from_state(&state.into(), Irq(irq), serial::NoEvents, Sink(to))
+        .map_err(|error| io::Error::other(format!("{error:?}")))
+}
+
+/// The registers of a serial port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ConsoleState {
+    divisor: [u8; 2],
+    interrupt: [u8; 2],
+    line: [u8; 2],
+    modem: [u8; 2],
+    scratch: u8,
+    received: Vec<u8>,
+}
+
+impl From<SerialState> for ConsoleState {
+    fn from(state: SerialState) -> Self {
+        Self {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt: [state.interrupt_enable, state.interrupt_identification],
+            line: [state.line_control, state.line_status],
+            modem: [state.modem_control, state.modem_status],
+            scratch: state.scratch,
+            received: state.in_buffer,
+        }
+    }
+}
+
+impl From<&ConsoleState> for SerialState {
+    fn from(state: &ConsoleState) -> Self {
+        Self {
+            baud_divisor_low: state.divisor[0],
+            baud_divisor_high: state.divisor[1],
+            interrupt_enable: state.interrupt[0],
+            interrupt_identification: state.interrupt[1],
+            line_control: state.line[0],
+            line_status: state.line[1],
+            modem_control: state.modem[0],
+            modem_status: state.modem[1],
+            scratch: state.scratch,
+            in_buffer: state.received.clone(),
+        }
+    }
 }
 
 /// The interrupt of the serial port.

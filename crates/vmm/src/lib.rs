@@ -16,12 +16,14 @@ pub mod metrics;
 pub mod payload;
 pub mod probe;
 pub mod rate_limiter;
+pub mod state;
 mod vcpu;
 pub mod virtio;
 mod vm;
 
+pub use state::State;
 pub use vcpu::{End, SYSTEM_CALLS as VCPU_SYSTEM_CALLS};
-pub use vm::{Config, MAX_CPUS, MAX_DEVICES, Metrics, Role, Vm, VmError};
+pub use vm::{Config, MAX_CPUS, MAX_DEVICES, Metrics, Restore, Role, Vm, VmError};
 
 /// The guest's memory as the monitor sees it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, GuestRegionMmap,
-    MmapRegion,
+    Bytes as _, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _,
+    GuestRegionMmap, MemoryRegionAddress, MmapRegion,
 };
 
 use crate::GuestMemory;
@@ -86,10 +88,85 @@ pub fn create(bytes: u64, backing: Backing) -> Result<GuestMemory, MemoryError> 
             Some(Arc::new(File::from(file)))
         }
     };
-    map(file.as_ref(), bytes).map_err(|error| failed("map", error))
+    map(file.as_ref(), bytes, Sharing::Shared).map_err(|error| failed("map", error))
 }
 
-fn map(file: Option<&Arc<File>>, bytes: u64) -> io::Result<GuestMemory> {
+/// Memory of `bytes` that begins as `template` and goes its own way: pages that the guest writes are
+/// its own, the others those of everybody who has the same template. The file is as long as the
+/// memory, and nobody writes to it any more.
+///
+/// # Errors
+/// `MemoryError`.
+pub fn of_template(template: File, bytes: u64) -> Result<GuestMemory, MemoryError> {
+    let failed = |step, source: io::Error| MemoryError::Host { step, bytes, source };
+    if bytes < LEAST || !bytes.is_multiple_of(1 << 20) {
+        return Err(MemoryError::Size(bytes));
+    }
+    let length = template.metadata().map_err(|error| failed("measure", error))?.len();
+    if length != bytes {
+        let wrong = format!("the file that it begins as has {length}");
+        return Err(failed("map", io::Error::other(wrong)));
+    }
+    map(Some(&Arc::new(template)), bytes, Sharing::Copied).map_err(|error| failed("map", error))
+}
+
+/// Writes what is in memory to `file`, whose content it becomes, for [`of_template`]. Pages of zeros
+/// become holes. Nobody writes to the memory meanwhile. Returns how many bytes were written.
+///
+/// # Errors
+/// What the file's writes fail with.
+pub fn save(memory: &GuestMemory, file: &File) -> io::Result<u64> {
+    const PIECE: usize = 64 << 10;
+    static ZEROS: [u8; PIECE] = [0; PIECE];
+    let bytes = memory.iter().map(|region| region.len()).sum();
+    file.set_len(0)?;
+    file.set_len(bytes)?;
+    let mut piece = vec![0; PIECE];
+    let (mut region_at, mut written) = (0, 0);
+    for region in memory.iter() {
+        let backing = region.file_offset();
+        let mut at = 0;
+        while at < region.len() {
+            // Reading a hole of a file through its mapping would fill it.
+            if let Some(backing) = backing {
+                at = match next_data(backing, at)? {
+                    Some(next) if next < region.len() => next - next % PIECE as u64,
+                    _ => break,
+                };
+            }
+            let length = PIECE.min(usize::try_from(region.len() - at).unwrap_or(PIECE));
+            let piece = &mut piece[..length];
+            region
+                .read_slice(piece, MemoryRegionAddress(at))
+                .map_err(|error| io::Error::other(error.to_string()))?;
+            if *piece != ZEROS[..length] {
+                file.write_all_at(piece, region_at + at)?;
+                written += length as u64;
+            }
+            at += length as u64;
+        }
+        region_at += region.len();
+    }
+    Ok(written)
+}
+
+/// Where the next bytes are that are no hole, from `at` of a region on.
+fn next_data(backing: &FileOffset, at: u64) -> io::Result<Option<u64>> {
+    match seek(backing.file(), SeekFrom::Data(backing.start() + at)) {
+        Ok(next) => Ok(Some(next - backing.start())),
+        Err(Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether what the guest writes goes into the file behind its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    Shared,
+    Copied,
+}
+
+fn map(file: Option<&Arc<File>>, bytes: u64, sharing: Sharing) -> io::Result<GuestMemory> {
     let low = bytes.min(DEVICE_HOLE);
     let mut ranges = vec![(0, 0, low)];
     if bytes > low {
@@ -99,7 +176,7 @@ fn map(file: Option<&Arc<File>>, bytes: u64) -> io::Result<GuestMemory> {
     for (at, offset, length) in ranges {
         let length = usize::try_from(length).map_err(io::Error::other)?;
         let file = file.map(|file| FileOffset::from_arc(file.clone(), offset));
-        let region = map_aligned(file.as_ref(), length)?;
+        let region = map_aligned(file.as_ref(), length, sharing)?;
         let out_of_range = || io::Error::other("the addresses of the guest overflow");
         regions.push(GuestRegionMmap::new(region, GuestAddress(at)).ok_or_else(out_of_range)?);
     }
@@ -121,11 +198,20 @@ fn map(file: Option<&Arc<File>>, bytes: u64) -> io::Result<GuestMemory> {
 /// Maps memory at a multiple of a large page, if it can be had: only so can the processor's second
 /// translation, from the guest's addresses to ours, use large pages. Kernels before 6.7 do not see
 /// to it.
-fn map_aligned(file: Option<&FileOffset>, length: usize) -> io::Result<MmapRegion> {
+fn map_aligned(
+    file: Option<&FileOffset>,
+    length: usize,
+    sharing: Sharing,
+) -> io::Result<MmapRegion> {
     const LARGE: usize = 2 << 20;
-    let map = || match file {
-        Some(file) => MmapRegion::from_file(file.clone(), length),
-        None => MmapRegion::new(length),
+    const COPIED: i32 = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let map = || match (file, sharing) {
+        (None, _) => MmapRegion::new(length),
+        (Some(file), Sharing::Shared) => MmapRegion::from_file(file.clone(), length),
+        (Some(file), Sharing::Copied) => {
+            MmapRegion::build(Some(file.clone()), length, access, COPIED)
+        }
     };
     let region = map().map_err(io::Error::other)?;
     let excess = region.as_ptr().addr() % LARGE;
@@ -179,6 +265,35 @@ mod tests {
             let address = memory.iter().next().unwrap().as_ptr().addr();
             assert_eq!(address % (2 << 20), 0, "{backing:?} at {address:#x}");
         }
+    }
+
+    #[test]
+    fn what_was_saved_is_where_others_begin_and_part() {
+        for backing in [Backing::Private, Backing::Shared] {
+            let memory = create(4096 * MIB, backing).unwrap();
+            let places = [0, 5 * MIB + 1, HIGH_MEMORY + 7].map(GuestAddress);
+            for at in places {
+                memory.write_obj(7_u8, at).unwrap();
+            }
+            let file = tempfile::tempfile().unwrap();
+            assert_eq!(save(&memory, &file).unwrap(), 3 * (64 << 10));
+            let [first, second] =
+                [(), ()].map(|()| of_template(file.try_clone().unwrap(), 4096 * MIB).unwrap());
+            for at in places {
+                assert_eq!(first.read_obj::<u8>(at).unwrap(), 7);
+                first.write_obj(8_u8, at).unwrap();
+                assert_eq!(second.read_obj::<u8>(at).unwrap(), 7);
+            }
+            assert_eq!(second.read_obj::<u8>(GuestAddress(MIB)).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn a_template_of_another_size_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 * MIB).unwrap();
+        let refused = of_template(file, 8 * MIB).unwrap_err().to_string();
+        assert!(refused.contains("4194304"), "{refused}");
     }
 
     #[test]

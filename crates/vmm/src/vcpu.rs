@@ -150,6 +150,8 @@ impl Lever {
 #[derive(Debug)]
 pub(crate) struct Vcpu {
     lever: Arc<Lever>,
+    /// Its thread holds it while it is not parked.
+    fd: Arc<Mutex<VcpuFd>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -167,12 +169,19 @@ impl Vcpu {
             parked: Mutex::new(false),
             changed: Condvar::new(),
         });
-        let core = Core { id, fd, shared, lever: lever.clone(), patience: PATIENCE };
+        let fd = Arc::new(Mutex::new(fd));
+        let core = Core { id, shared, lever: lever.clone(), patience: PATIENCE };
+        let held = fd.clone();
         let thread = std::thread::Builder::new().name(format!("vcpu {id}")).spawn(move || {
             enter();
-            core.run();
+            core.run(&held);
         })?;
-        Ok(Self { lever, thread: Some(thread) })
+        Ok(Self { lever, fd, thread: Some(thread) })
+    }
+
+    /// Its registers are to be had while it is parked; until then this waits.
+    pub(crate) fn fd(&self) -> MutexGuard<'_, VcpuFd> {
+        lock(&self.fd)
     }
 
     pub(crate) fn resume(&self) {
@@ -235,16 +244,15 @@ fn have_signal() {
 /// The thread's side.
 struct Core {
     id: u8,
-    fd: VcpuFd,
     shared: Arc<Shared>,
     lever: Arc<Lever>,
     patience: u32,
 }
 
 impl Core {
-    fn run(mut self) {
+    fn run(mut self, fd: &Mutex<VcpuFd>) {
         while self.lever.may_run() {
-            if let Some(end) = self.run_until_asked() {
+            if let Some(end) = self.run_until_asked(&mut lock(fd)) {
                 self.shared.finish(end);
                 // The others are stopped by whoever waits for the end.
                 return;
@@ -252,27 +260,19 @@ impl Core {
         }
     }
 
-    fn run_until_asked(&mut self) -> Option<End> {
+    fn run_until_asked(&mut self, fd: &mut VcpuFd) -> Option<End> {
         while self.lever.is(Wanted::Run) {
-            if let Some(end) = self.run_once() {
+            if let Some(end) = self.run_once(fd) {
                 return Some(end);
             }
         }
-        self.complete();
+        complete(fd);
         None
     }
 
-    /// What the guest asked for last is only done when it is entered again
-    /// (Documentation/virt/kvm/api.rst, KVM_RUN): enters and leaves at once.
-    fn complete(&mut self) {
-        self.fd.set_kvm_immediate_exit(1);
-        let _ = self.fd.run();
-        self.fd.set_kvm_immediate_exit(0);
-    }
-
-    fn run_once(&mut self) -> Option<End> {
+    fn run_once(&mut self, fd: &mut VcpuFd) -> Option<End> {
         let Shared { bus, exits, .. } = &*self.shared;
-        match self.fd.run() {
+        let what = match fd.run() {
             Ok(VcpuExit::IoOut(port, bytes)) => {
                 exits.port.add(1);
                 bus.output(port, bytes);
@@ -281,76 +281,83 @@ impl Core {
             Ok(VcpuExit::IoIn(port, bytes)) => {
                 exits.port.add(1);
                 bus.input(port, bytes);
+                return None;
             }
             Ok(VcpuExit::MmioRead(address, bytes)) => {
                 exits.memory.add(1);
                 bus.read(address, bytes);
+                return None;
             }
             Ok(VcpuExit::MmioWrite(address, bytes)) => {
                 exits.memory.add(1);
                 bus.write(address, bytes);
+                return None;
             }
             Ok(VcpuExit::Shutdown) => return Some(End::Reset),
-            Ok(VcpuExit::Intr) => exits.interrupted.add(1),
-            Ok(VcpuExit::InternalError) => return Some(self.failed("an internal error of KVM")),
+            Ok(VcpuExit::Intr) => {
+                exits.interrupted.add(1);
+                return None;
+            }
+            Ok(VcpuExit::InternalError) => "an internal error of KVM".into(),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                let what =
-                    format!("the processor refused to enter the guest ({reason:#x} on {cpu})");
-                return Some(self.failed(&what));
+                format!("the processor refused to enter the guest ({reason:#x} on {cpu})")
             }
-            Ok(other) => {
-                let what = format!("an exit that this machine has no use for: {other:?}");
-                return Some(self.failed(&what));
-            }
-            Err(error) => return self.interrupted(error.errno()),
-        }
-        None
+            Ok(other) => format!("an exit that this machine has no use for: {other:?}"),
+            Err(error) => self.interrupted(error.errno())?,
+        };
+        Some(self.failed(fd, &what))
     }
 
-    fn interrupted(&mut self, errno: i32) -> Option<End> {
+    /// What went wrong, where it is not an interruption.
+    fn interrupted(&mut self, errno: i32) -> Option<String> {
         match errno {
             libc::EINTR | libc::EAGAIN => self.shared.exits.interrupted.add(1),
             libc::ENOMEM if self.patience > 0 => {
                 self.patience -= 1;
                 std::thread::sleep(AGAIN);
             }
-            _ => {
-                let error = io::Error::from_raw_os_error(errno);
-                return Some(self.failed(&format!("KVM_RUN: {error}")));
-            }
+            _ => return Some(format!("KVM_RUN: {}", io::Error::from_raw_os_error(errno))),
         }
         None
     }
 
-    fn failed(&mut self, what: &str) -> End {
+    fn failed(&self, fd: &mut VcpuFd, what: &str) -> End {
         let id = self.id;
-        let address = match self.fd.get_regs() {
+        let address = match fd.get_regs() {
             Ok(registers) => format!("{:#x}", registers.rip),
             Err(_) => "an unknown address".into(),
         };
-        let details = self.internal_error().unwrap_or_default();
+        let details = internal_error(fd).unwrap_or_default();
         End::Failed { reason: format!("CPU {id} stopped at {address}: {what}{details}") }
     }
+}
 
-    /// What KVM tells of an internal error: which kind, and the instruction.
-    fn internal_error(&mut self) -> Option<String> {
-        let run = self.fd.get_kvm_run();
-        if run.exit_reason != kvm_bindings::KVM_EXIT_INTERNAL_ERROR {
-            return None;
-        }
-        // SAFETY: for this exit reason KVM has filled in this member of the union, which is plain
-        // numbers in any case.
-        let internal = unsafe { run.__bindgen_anon_1.internal };
-        let count = usize::try_from(internal.ndata).unwrap_or(0).min(internal.data.len());
-        let words = internal.data[..count].iter().map(|word| format!(" {word:#x}"));
-        let kind = match internal.suberror {
-            kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => {
-                "it cannot emulate an instruction; is hardware virtualization on?"
-            }
-            _ => "see KVM_EXIT_INTERNAL_ERROR",
-        };
-        Some(format!(" ({}: {kind};{})", internal.suberror, words.collect::<String>()))
+/// What the guest asked for last is only done when it is entered again
+/// (Documentation/virt/kvm/api.rst, KVM_RUN): enters and leaves at once.
+fn complete(fd: &mut VcpuFd) {
+    fd.set_kvm_immediate_exit(1);
+    let _ = fd.run();
+    fd.set_kvm_immediate_exit(0);
+}
+
+/// What KVM tells of an internal error: which kind, and the instruction.
+fn internal_error(fd: &mut VcpuFd) -> Option<String> {
+    let run = fd.get_kvm_run();
+    if run.exit_reason != kvm_bindings::KVM_EXIT_INTERNAL_ERROR {
+        return None;
     }
+    // SAFETY: for this exit reason KVM has filled in this member of the union, which is plain
+    // numbers in any case.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let count = usize::try_from(internal.ndata).unwrap_or(0).min(internal.data.len());
+    let words = internal.data[..count].iter().map(|word| format!(" {word:#x}"));
+    let kind = match internal.suberror {
+        kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => {
+            "it cannot emulate an instruction; is hardware virtualization on?"
+        }
+        _ => "see KVM_EXIT_INTERNAL_ERROR",
+    };
+    Some(format!(" ({}: {kind};{})", internal.suberror, words.collect::<String>()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -6,6 +6,7 @@
 //! registered waits for that registration's grace period: 8 ms instead of 0.6 on Linux 6.18.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::sync::{Arc, OnceLock};
@@ -25,10 +26,13 @@ use crate::boot::{self, Boot, BootError};
 use crate::bus::{Bus, VIRTIO, VIRTIO_IRQ};
 use crate::cpu;
 use crate::event::Event;
-use crate::legacy::{self, Console};
+use crate::legacy::{self, Console, ConsoleState};
 use crate::memory::{self, Backing, MemoryError};
+use crate::state::cpu::Cpu;
+use crate::state::machine::Machine;
+use crate::state::{self, State};
 use crate::vcpu::{End, Shared, Vcpu};
-use crate::virtio::{Device, Transport, WINDOW, Worker};
+use crate::virtio::{Device, DeviceStateError, Transport, WINDOW, Worker};
 
 /// Most virtual CPUs: what the guest's kernel is built for.
 pub const MAX_CPUS: u8 = 32;
@@ -66,6 +70,31 @@ impl fmt::Debug for Config {
             .field("cpus", &self.cpus)
             .field("memory_bytes", &self.memory_bytes)
             .field("boot", &self.boot)
+            .field("devices", &self.devices)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A machine that goes on from where another stood still.
+pub struct Restore<'s> {
+    /// `/dev/kvm`, opened.
+    pub kvm: OwnedFd,
+    /// What the other was.
+    pub state: &'s State,
+    /// What was in its memory. What the guest writes stays out of it; nobody else writes to it either.
+    pub memory: File,
+    /// Devices like the other's, fresh, in the same order.
+    pub devices: Vec<(&'static str, Box<dyn Device>)>,
+    /// Where the serial port's bytes go, if it had one.
+    pub console: Option<OwnedFd>,
+    /// Confines a thread that is about to serve the guest; runs on it.
+    pub confine: Arc<dyn Fn(Role) + Send + Sync>,
+}
+
+impl fmt::Debug for Restore<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Restore")
+            .field("memory", &self.memory)
             .field("devices", &self.devices)
             .finish_non_exhaustive()
     }
@@ -113,6 +142,27 @@ pub enum VmError {
     /// A table cannot be written.
     #[error("cannot write the boot CPU's tables: {0}")]
     Memory(String),
+    /// The state that it is to go on from is another host's.
+    #[error("the {field} of the machine that was saved is {saved}, and here it is {here}")]
+    Differs {
+        /// What.
+        field: &'static str,
+        /// As it was.
+        saved: String,
+        /// As it is.
+        here: String,
+    },
+    /// The state that it is to go on from makes no sense.
+    #[error("the state of the machine that was saved has {0}")]
+    State(&'static str),
+    /// A device cannot go on from what was saved.
+    #[error("the {name} cannot go on: {source}")]
+    Device {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: DeviceStateError,
+    },
     /// There is no memory for it.
     #[error(transparent)]
     GuestMemory(#[from] MemoryError),
@@ -167,7 +217,8 @@ pub struct Vm {
     workers: Vec<Worker>,
     shared: Arc<Shared>,
     memory: GuestMemory,
-    _fd: VmFd,
+    fd: VmFd,
+    kvm: Kvm,
 }
 
 impl Vm {
@@ -176,12 +227,10 @@ impl Vm {
     /// # Errors
     /// `VmError`; nothing is left behind then.
     pub fn new(config: Config) -> Result<Self, VmError> {
-        check(&config)?;
+        check_counts(config.cpus, config.devices.len())?;
         let Config { kvm, cpus, memory_bytes, backing, mut boot, devices, console, confine } =
             config;
-        // SAFETY: the descriptor is open and given up here, so that the object owns it alone.
-        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
-        check_kvm(&kvm)?;
+        let kvm = take_kvm(kvm)?;
         let memory = memory::create(memory_bytes, backing)?;
         name_devices(&mut boot.command_line, devices.len());
 
@@ -195,11 +244,62 @@ impl Vm {
             (loader.map(|loader| loader.join().expect("loading does not panic")), made)
         });
         let entry = loaded.map_err(resource("thread"))??;
-        let Objects { fd, vcpus: vcpu_fds, transports, workers } = made?;
-        for (id, vcpu) in (0..).zip(&vcpu_fds) {
+        let objects = made?;
+        for (id, vcpu) in (0..).zip(&objects.vcpus) {
             cpu::set_up_registers(vcpu, id, entry, &memory)?;
         }
-        let console = console.map(|to| create_console(&fd, to)).transpose()?;
+        let console = console.map(|to| create_console(&objects.fd, to, None)).transpose()?;
+        Self::assemble(kvm, memory, objects, console, &confine)
+    }
+
+    /// Makes a machine that goes on from where another stood still. Connections through its vsock
+    /// device are gone, and its agent is told so; its clock does not count the time between.
+    ///
+    /// # Errors
+    /// `VmError`; nothing is left behind then. [`VmError::Differs`] where the other ran on another
+    /// kind of host.
+    pub fn restore(restore: Restore<'_>) -> Result<Self, VmError> {
+        let Restore { kvm, state, memory, devices, console, confine } = restore;
+        let cpus = u8::try_from(state.cpus.len()).unwrap_or(u8::MAX);
+        check_counts(cpus, devices.len())?;
+        if devices.len() != state.devices.len() {
+            return Err(VmError::State("another number of devices"));
+        }
+        let kvm = take_kvm(kvm)?;
+        let memory = memory::of_template(memory, state.memory_bytes)?;
+        let names: Vec<_> = devices.iter().map(|(name, _)| *name).collect();
+        let mut objects = create_objects(&kvm, cpus, devices, &memory, &confine)?;
+        for (id, saved) in (0..cpus).zip(&state.cpus) {
+            saved.check(&cpuid(&kvm, id, cpus)?)?;
+        }
+        state.machine.restore(&objects.fd)?;
+        for (vcpu, saved) in objects.vcpus.iter().zip(&state.cpus) {
+            saved.restore(vcpu)?;
+        }
+        for worker in &objects.workers {
+            worker.pause();
+        }
+        let transports = objects.transports.iter_mut().zip(&state.devices).zip(names);
+        for ((transport, saved), name) in transports {
+            transport.restore(saved).map_err(|source| VmError::Device { name, source })?;
+        }
+        let console = match (console, &state.console) {
+            (Some(to), Some(state)) => Some(create_console(&objects.fd, to, Some(state))?),
+            (None, None) => None,
+            _ => return Err(VmError::State("a serial port, or none, where it is the other way")),
+        };
+        Self::assemble(kvm, memory, objects, console, &confine)
+    }
+
+    /// Puts the virtual CPUs on their threads, where they wait to be resumed.
+    fn assemble(
+        kvm: Kvm,
+        memory: GuestMemory,
+        objects: Objects,
+        console: Option<Console>,
+        confine: &Arc<dyn Fn(Role) + Send + Sync>,
+    ) -> Result<Self, VmError> {
+        let Objects { fd, vcpus: vcpu_fds, transports, workers } = objects;
         let shared = Shared::new(Bus::new(transports, console)).map_err(resource("event"))?;
         let shared = Arc::new(shared);
         let mut vcpus = Vec::with_capacity(vcpu_fds.len());
@@ -209,7 +309,30 @@ impl Vm {
             let vcpu = Vcpu::spawn(id, vcpu, shared.clone(), enter).map_err(resource("thread"))?;
             vcpus.push(vcpu);
         }
-        Ok(Self { vcpus, workers, shared, memory, _fd: fd })
+        Ok(Self { vcpus, workers, shared, memory, fd, kvm })
+    }
+
+    /// What another machine needs to go on from here, but the [memory](Vm::memory). The machine
+    /// stands still: it was never resumed, or is [paused](Vm::pause).
+    ///
+    /// # Errors
+    /// Where KVM does not tell, and where the machine has ended.
+    pub fn save(&self) -> Result<State, VmError> {
+        if self.end().is_some() {
+            return Err(VmError::State("come to its end"));
+        }
+        let names = state::cpu::msr_names(&self.kvm)?;
+        let count = u8::try_from(self.vcpus.len()).expect("it was made with as many");
+        let save =
+            |(id, vcpu): (u8, &Vcpu)| Cpu::save(&vcpu.fd(), &cpuid(&self.kvm, id, count)?, &names);
+        let cpus = (0..count).zip(&self.vcpus).map(save).collect::<Result<_, _>>()?;
+        Ok(State {
+            memory_bytes: self.memory.iter().map(|region| region.len()).sum(),
+            cpus,
+            machine: Machine::save(&self.fd)?,
+            devices: self.shared.bus.virtio().map(|transport| transport.save()).collect(),
+            console: self.shared.bus.console(),
+        })
     }
 
     /// Lets devices and virtual CPUs go, at first or after [`Vm::pause`].
@@ -272,14 +395,21 @@ impl Vm {
     }
 }
 
-fn check(config: &Config) -> Result<(), VmError> {
-    if config.cpus == 0 || config.cpus > MAX_CPUS {
-        return Err(VmError::Config(format!("{} CPUs were asked for", config.cpus)));
+fn check_counts(cpus: u8, devices: usize) -> Result<(), VmError> {
+    if cpus == 0 || cpus > MAX_CPUS {
+        return Err(VmError::Config(format!("{cpus} CPUs were asked for")));
     }
-    if config.devices.len() > MAX_DEVICES {
-        return Err(VmError::Config(format!("{} devices were asked for", config.devices.len())));
+    if devices > MAX_DEVICES {
+        return Err(VmError::Config(format!("{devices} devices were asked for")));
     }
     Ok(())
+}
+
+fn take_kvm(kvm: OwnedFd) -> Result<Kvm, VmError> {
+    // SAFETY: the descriptor is open and given up here, so that the object owns it alone.
+    let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+    check_kvm(&kvm)?;
+    Ok(kvm)
 }
 
 fn check_kvm(kvm: &Kvm) -> Result<(), VmError> {
@@ -355,16 +485,19 @@ fn create_objects(
 }
 
 fn create_vcpus(kvm: &Kvm, fd: &VmFd, cpus: u8) -> Result<Vec<VcpuFd>, VmError> {
-    let supported = supported_cpuid(kvm)?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     let mut vcpus = Vec::with_capacity(usize::from(cpus));
     for id in 0..cpus {
         let vcpu = fd.create_vcpu(u64::from(id)).map_err(VmError::ioctl("KVM_CREATE_VCPU"))?;
-        let cpuid = cpu::cpuid(supported, id, cpus, tsc_deadline);
-        vcpu.set_cpuid2(&cpuid).map_err(VmError::ioctl("KVM_SET_CPUID2"))?;
+        vcpu.set_cpuid2(&cpuid(kvm, id, cpus)?).map_err(VmError::ioctl("KVM_SET_CPUID2"))?;
         vcpus.push(vcpu);
     }
     Ok(vcpus)
+}
+
+/// What virtual CPU `id` of so many tells its guest of itself.
+fn cpuid(kvm: &Kvm, id: u8, cpus: u8) -> Result<CpuId, VmError> {
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    Ok(cpu::cpuid(supported_cpuid(kvm)?, id, cpus, tsc_deadline))
 }
 
 /// What KVM can give is the same for all machines of a host, and asking takes a fifth of what making
@@ -413,9 +546,13 @@ fn notify_by_event(fd: &VmFd, transport: &Transport, address: u64) -> Result<(),
     Ok(())
 }
 
-fn create_console(fd: &VmFd, to: OwnedFd) -> Result<Console, VmError> {
+fn create_console(
+    fd: &VmFd,
+    to: OwnedFd,
+    state: Option<&ConsoleState>,
+) -> Result<Console, VmError> {
     let event = interrupt(fd, legacy::SERIAL_IRQ)?;
-    legacy::console(to, event).map_err(resource("console"))
+    legacy::console(to, event, state).map_err(resource("console"))
 }
 
 /// A flag that KVM injects an edge of line `irq` for when it is raised.

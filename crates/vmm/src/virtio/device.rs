@@ -9,6 +9,7 @@ use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use virtio_queue::{Queue, QueueT as _};
 
+use super::state::{DeviceStateError, Own};
 use crate::GuestMemory;
 use crate::event::Event;
 
@@ -96,6 +97,20 @@ pub trait Device: fmt::Debug + Send {
 
     /// Forgets everything that came from the driver.
     fn reset(&mut self) {}
+
+    /// What it knows of its driver besides its queues. It is paused.
+    fn save(&self) -> Own {
+        Own::default()
+    }
+
+    /// Goes on for a driver that another device [`save`](Device::save)d. Called in the place of
+    /// [`Device::activated`]; every queue is served once afterwards.
+    ///
+    /// # Errors
+    /// Where `saved` is not what a device of this kind saves, or the device cannot work with it.
+    fn restored(&mut self, _active: &mut Active, saved: &Own) -> Result<(), DeviceStateError> {
+        if *saved == Own::default() { Ok(()) } else { Err(DeviceStateError::Own) }
+    }
 }
 
 /// The driver broke the protocol so that the device cannot go on before a reset.
@@ -219,6 +234,16 @@ impl Interrupt {
 
     pub(super) fn acknowledge(&self, reasons: u32) {
         self.0.reasons.fetch_and(!reasons, Ordering::AcqRel);
+    }
+
+    /// Goes on with these reasons. An interrupt that was on its way may be lost: it comes again.
+    pub(super) fn restore(&self, reasons: u32, device_status: u32, generation: u32) {
+        self.0.reasons.store(reasons, Ordering::Release);
+        self.0.device_status.store(device_status, Ordering::Release);
+        self.0.generation.store(generation, Ordering::Release);
+        if reasons != 0 {
+            self.0.irq.raise();
+        }
     }
 
     pub(super) fn device_status(&self) -> &AtomicU32 {

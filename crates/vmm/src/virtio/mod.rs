@@ -16,6 +16,7 @@ mod driver;
 #[cfg(test)]
 mod recorder;
 pub mod rng;
+mod state;
 mod throttle;
 mod transport;
 pub mod vsock;
@@ -23,6 +24,7 @@ mod worker;
 
 pub use device::{Active, ConfigSpace, Device, DeviceError, Identity, Interrupt, Kicks};
 pub use drain::{Answer, Chain};
+pub use state::{DeviceState, DeviceStateError, Own};
 pub use transport::Transport;
 pub(crate) use transport::WINDOW;
 pub use worker::{SYSTEM_CALLS, Worker};

@@ -13,6 +13,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{Queue, QueueT as _};
 
 use super::device::{ConfigSpace, Device, DeviceError, Identity, Interrupt, Kicks};
+use super::state::{DeviceState, DeviceStateError, Registers, Rings, ServiceState};
 use super::worker::{Orders, Worker};
 use crate::GuestMemory;
 use crate::event::Event;
@@ -80,6 +81,65 @@ impl Transport {
             driver_features: 0,
         };
         Ok((transport, worker))
+    }
+
+    /// What the device is at this moment. It is paused.
+    pub fn save(&self) -> DeviceState {
+        let registers = Registers {
+            queues: self.queues.iter().map(Rings::from).collect(),
+            queue_select: self.queue_select,
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            driver_features: self.driver_features,
+            status: self.status(),
+            reasons: self.interrupt.reasons(),
+            generation: self.interrupt.generation(),
+        };
+        DeviceState { kind: self.identity.id, registers, service: self.worker.save() }
+    }
+
+    /// Has the device, which is fresh and paused, go on from `state`.
+    ///
+    /// # Errors
+    /// Where that is the state of another kind of device, or of none.
+    pub fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let DeviceState { kind, registers, service } = state;
+        if *kind != self.identity.id {
+            return Err(DeviceStateError::Kind(*kind, self.identity.id));
+        }
+        let unknown = registers.driver_features & !self.offered();
+        if unknown != 0 && registers.status & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
+            return Err(DeviceStateError::Features(unknown));
+        }
+        self.queues = self.restore_queues(&registers.queues)?;
+        self.queue_select = registers.queue_select;
+        self.device_features_select = registers.device_features_select;
+        self.driver_features_select = registers.driver_features_select;
+        self.driver_features = registers.driver_features;
+        let Registers { reasons, status, generation, .. } = *registers;
+        match service {
+            ServiceState::Inactive => {}
+            ServiceState::Broken => self.worker.restore_broken(),
+            ServiceState::Active { queues, features, own } => {
+                let queues = self.restore_queues(queues)?;
+                let invalid = |queue: &Queue| queue.ready() && !queue.is_valid(&self.memory);
+                if queues.iter().any(invalid) || features & !self.offered() != 0 {
+                    return Err(DeviceStateError::Queues);
+                }
+                self.worker.restore(queues, *features, own.clone())?;
+            }
+        }
+        self.interrupt.restore(reasons, status, generation);
+        Ok(())
+    }
+
+    fn restore_queues(&self, rings: &[Rings]) -> Result<Vec<Queue>, DeviceStateError> {
+        let sizes = self.identity.queue_sizes;
+        if rings.len() != sizes.len() {
+            return Err(DeviceStateError::Queues);
+        }
+        let queues = rings.iter().zip(sizes).map(|(rings, size)| rings.restore(*size));
+        queues.collect::<Option<_>>().ok_or(DeviceStateError::Queues)
     }
 
     /// What the driver's notification of each queue arrives on.

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use virtio_queue::Queue;
 
 use super::device::{Active, Device, DeviceError, Interrupt, Kicks};
+use super::state::{DeviceStateError, Own, Rings, ServiceState};
 use crate::GuestMemory;
 use crate::event::Event;
 
@@ -51,8 +52,13 @@ enum Command {
     Reset,
     Pause,
     Resume,
+    Save(SyncSender<ServiceState>),
+    Restore { queues: Vec<Queue>, features: u64, own: Own, done: SyncSender<Restored> },
+    RestoreBroken,
     Stop,
 }
+
+type Restored = Result<(), DeviceStateError>;
 
 /// Talks to the thread of a device; stops and joins it on drop.
 #[derive(Debug)]
@@ -133,6 +139,26 @@ impl Orders {
 
     pub(super) fn reset(&self) {
         self.give(Command::Reset);
+    }
+
+    /// What the device is at this moment; it is paused.
+    pub(super) fn save(&self) -> ServiceState {
+        let (sender, receiver) = sync_channel(1);
+        self.give(Command::Save(sender));
+        receiver.recv().unwrap_or(ServiceState::Broken)
+    }
+
+    /// Has a fresh device go on for a driver that had set up another.
+    pub(super) fn restore(&self, queues: Vec<Queue>, features: u64, own: Own) -> Restored {
+        let (done, receiver) = sync_channel(1);
+        self.give(Command::Restore { queues, features, own, done });
+        let gone = || Err(DeviceStateError::Device("its thread has ended".into()));
+        receiver.recv().unwrap_or_else(|_| gone())
+    }
+
+    /// Has a fresh device wait for a reset.
+    pub(super) fn restore_broken(&self) {
+        self.give(Command::RestoreBroken);
     }
 
     /// Waits until it is done. A worker that is gone has nothing left to do.
@@ -223,6 +249,12 @@ impl Service {
                 }
                 Command::Pause => self.paused = true,
                 Command::Resume => self.paused = false,
+                // Whoever waits for it may have been stopped meanwhile.
+                Command::Save(to) => drop(to.send(self.save())),
+                Command::Restore { queues, features, own, done } => {
+                    let _ = done.send(self.restore(queues, features, &own));
+                }
+                Command::RestoreBroken => self.phase = Phase::Broken,
                 Command::Stop => return None,
             }
             // Whoever waits for it may have been stopped meanwhile.
@@ -231,14 +263,39 @@ impl Service {
         Some(())
     }
 
-    fn activate(&mut self, queues: Vec<Queue>, features: u64) {
-        let mut active = Active {
+    fn active(&self, queues: Vec<Queue>, features: u64) -> Active {
+        Active {
             memory: self.memory.clone(),
             queues,
             features,
             interrupt: self.interrupt.clone(),
             kicks: self.kicks.clone(),
-        };
+        }
+    }
+
+    fn save(&self) -> ServiceState {
+        match &self.phase {
+            Phase::Inactive => ServiceState::Inactive,
+            Phase::Broken => ServiceState::Broken,
+            Phase::Active(active) => ServiceState::Active {
+                queues: active.queues.iter().map(Rings::from).collect(),
+                features: active.features,
+                own: self.device.save(),
+            },
+        }
+    }
+
+    fn restore(&mut self, queues: Vec<Queue>, features: u64, own: &Own) -> Restored {
+        let mut active = self.active(queues, features);
+        self.device.restored(&mut active, own)?;
+        // What the driver notified of may not have been looked at.
+        active.kicks.iter().for_each(Event::raise);
+        self.phase = Phase::Active(active);
+        Ok(())
+    }
+
+    fn activate(&mut self, queues: Vec<Queue>, features: u64) {
+        let mut active = self.active(queues, features);
         let done = self.device.activated(&mut active);
         self.phase = Phase::Active(active);
         self.settle(&done);

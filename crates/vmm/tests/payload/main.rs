@@ -5,3 +5,4 @@
 mod machine;
 mod queues;
 mod rig;
+mod snapshot;

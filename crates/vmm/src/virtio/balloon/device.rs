@@ -13,7 +13,9 @@ use super::pages::{PAGE, give_back, join, pages};
 use super::target::Target;
 use crate::GuestMemory;
 use crate::virtio::buffers::{Buffers, MAX_BUFFERS};
-use crate::virtio::{Active, Answer, Chain, ConfigSpace, Device, DeviceError, Identity};
+use crate::virtio::{
+    Active, Answer, Chain, ConfigSpace, Device, DeviceError, DeviceStateError, Identity, Own,
+};
 
 // Section 5.5.3; not among the bindings.
 const F_STATISTICS: u32 = 1;
@@ -35,6 +37,11 @@ const MAX_PAGES: u32 = 4096;
 const PAGE_NUMBER: u32 = 4;
 /// Most values that one request may say. There are 16 tags.
 const MAX_STATISTICS: usize = 64;
+
+/// Version of what is [saved](Device::save): pages wanted and given, and the entry of the statistics,
+/// each 32 bits in little endian.
+const SAVED: u16 = 1;
+const NO_ENTRY: u32 = u32::MAX;
 
 /// A memory balloon.
 #[derive(Debug)]
@@ -187,6 +194,30 @@ impl Device for Balloon {
         {
             active.give_back(STATISTICS, entry)?;
         }
+        Ok(())
+    }
+
+    fn save(&self) -> Own {
+        let [wanted, actual] = self.target.shared().sizes();
+        let entry = self.statistics.map_or(NO_ENTRY, u32::from);
+        let words = [wanted, actual, entry].map(u32::to_le_bytes);
+        Own { version: SAVED, bytes: words.as_flattened().to_vec() }
+    }
+
+    fn restored(&mut self, _active: &mut Active, saved: &Own) -> Result<(), DeviceStateError> {
+        let words = <[u8; 12]>::try_from(&*saved.bytes).map_err(|_| DeviceStateError::Own)?;
+        let word = |at: usize| {
+            u32::from_le_bytes(words[4 * at..][..4].try_into().expect("four bytes of twelve"))
+        };
+        let entry = match word(2) {
+            NO_ENTRY => None,
+            entry => Some(u16::try_from(entry).map_err(|_| DeviceStateError::Own)?),
+        };
+        if saved.version != SAVED || entry.is_some_and(|entry| entry >= QUEUE_SIZE) {
+            return Err(DeviceStateError::Own);
+        }
+        self.statistics = entry;
+        self.target.shared().restore([word(0), word(1)]);
         Ok(())
     }
 

@@ -72,6 +72,19 @@ impl Shared {
         self.statistics_are_wanted.swap(false, Ordering::AcqRel)
     }
 
+    /// Pages that are wanted and that were given.
+    pub(super) fn sizes(&self) -> [u32; 2] {
+        [&self.wanted_pages, &self.actual_pages].map(|pages| pages.load(Ordering::Acquire))
+    }
+
+    /// Goes on with these. What the host said of this balloon before counts, if it said anything.
+    pub(super) fn restore(&self, [wanted, actual]: [u32; 2]) {
+        if !self.size_is_new.load(Ordering::Acquire) {
+            self.wanted_pages.store(wanted, Ordering::Release);
+        }
+        self.actual_pages.store(actual, Ordering::Release);
+    }
+
     /// A driver that starts has given nothing.
     pub(super) fn forget_driver(&self) {
         self.actual_pages.store(0, Ordering::Release);

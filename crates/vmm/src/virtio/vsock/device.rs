@@ -5,24 +5,44 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use vm_memory::Bytes as _;
 
 use super::Config;
 use super::metrics::Metrics;
 use super::muxer::Muxer;
 use super::packet::{Packet, Slot};
-use crate::virtio::{Active, Answer, ConfigSpace, Device, DeviceError, Identity};
+use crate::virtio::{
+    Active, Answer, ConfigSpace, Device, DeviceError, DeviceStateError, Identity, Own,
+};
 
 /// To the guest.
 pub(super) const RECEIVE: usize = 0;
 /// From the guest.
 pub(super) const TRANSMIT: usize = 1;
+/// What happened to the device.
+const EVENTS: usize = 2;
 
-/// Receive buffers make what the guest can take at a time, 4 KiB each with Linux. Events never
-/// come, and Linux has eight buffers for them.
+/// Receive buffers make what the guest can take at a time, 4 KiB each with Linux. Linux has
+/// eight buffers for events.
 const QUEUE_SIZES: &[u16] = &[256, 256, 8];
+
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (section 5.10.6.7): the guest's connections are gone.
+const TRANSPORT_RESET: u32 = 0;
 
 /// `VIRTIO_VSOCK_F_STREAM`.
 const FEATURE_STREAM: u64 = 1 << 0;
+
+/// How far the news is that all connections are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// There is none, or it was taken.
+    None,
+    /// There is no buffer for it yet.
+    Untold,
+    /// The driver has it. It has dealt with it when it makes a buffer available again: connections
+    /// that it is asked for before that might be taken for those that are gone.
+    Told,
+}
 
 /// The device.
 #[derive(Debug)]
@@ -30,6 +50,8 @@ pub struct Vsock {
     muxer: Muxer,
     /// There are packets of the guest that were not looked at, for want of room for answers.
     unheard: bool,
+    /// The guest does not know yet that its connections are gone.
+    news: News,
     cid: u64,
     metrics: Arc<Metrics>,
 }
@@ -47,7 +69,13 @@ impl Vsock {
         }
         let metrics = Arc::<Metrics>::default();
         let cid = config.guest_cid.into();
-        Ok(Self { muxer: Muxer::new(config, metrics.clone())?, unheard: false, cid, metrics })
+        Ok(Self {
+            muxer: Muxer::new(config, metrics.clone())?,
+            unheard: false,
+            news: News::None,
+            cid,
+            metrics,
+        })
     }
 
     /// What it counts.
@@ -87,6 +115,30 @@ impl Vsock {
         })
     }
 
+    /// Tells the guest that its connections are gone, and waits until it has dealt with that.
+    fn tell(&mut self, active: &mut Active) -> Result<(), DeviceError> {
+        let news = &mut self.news;
+        let before = *news;
+        active.drain(EVENTS, |memory, mut chain| {
+            if before == News::Told {
+                *news = News::None;
+                return Answer::Later;
+            }
+            // The others go back empty: a driver says when it makes one available again only where
+            // the device has taken all.
+            if std::mem::replace(news, News::Told) == News::Told {
+                return Answer::Used(0);
+            }
+            let room = chain.next().filter(|room| room.is_write_only());
+            let told = room.map(|room| memory.write_obj(TRANSPORT_RESET, room.addr()));
+            Answer::Used(if matches!(told, Some(Ok(()))) { 4 } else { 0 })
+        })?;
+        if self.news == News::None {
+            self.muxer.start();
+        }
+        Ok(())
+    }
+
     /// Does what may have become possible.
     fn go_on(&mut self, active: &mut Active) -> Result<(), DeviceError> {
         self.muxer.admit();
@@ -113,6 +165,16 @@ impl Device for Vsock {
     }
 
     fn serve(&mut self, active: &mut Active, queue: usize) -> Result<(), DeviceError> {
+        if self.news != News::None {
+            // What is still on its way belongs to connections that are gone.
+            if queue == EVENTS {
+                self.tell(active)?;
+            }
+            if self.news != News::None {
+                return Ok(());
+            }
+            active.kicks[TRANSMIT].raise();
+        }
         if queue == TRANSMIT {
             self.hear(active)?;
         }
@@ -134,8 +196,18 @@ impl Device for Vsock {
         self.go_on(active)
     }
 
+    fn restored(&mut self, active: &mut Active, saved: &Own) -> Result<(), DeviceStateError> {
+        if *saved != Own::default() {
+            return Err(DeviceStateError::Own);
+        }
+        self.news = News::Untold;
+        let broken = |error: DeviceError| DeviceStateError::Device(error.to_string());
+        self.tell(active).map_err(broken)
+    }
+
     fn reset(&mut self) {
         self.unheard = false;
+        self.news = News::None;
         self.muxer.stop();
     }
 }
