@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -133,6 +134,35 @@ static const char *time_passes(void)
 	return passed < 50 * 1000 * 1000 ? "too little" : NULL;
 }
 
+/* On one CPU after the other, with the disk, the clock and its timers. */
+static const char *work_goes_on(void)
+{
+	struct timespec wait = { 0, 20 * 1000 * 1000 }, before, after;
+	unsigned char *block = page();
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	int disk = open("/dev/vda", O_RDONLY | O_DIRECT);
+	if (disk < 0)
+		return "open";
+	for (int turn = 1; turn <= 40; turn++) {
+		cpu_set_t set;
+		CPU_ZERO(&set);
+		CPU_SET(turn % cpus, &set);
+		if (sched_setaffinity(0, sizeof(set), &set))
+			return "move to another CPU";
+		clock_gettime(CLOCK_MONOTONIC, &before);
+		nanosleep(&wait, NULL);
+		clock_gettime(CLOCK_MONOTONIC, &after);
+		if (after.tv_sec - before.tv_sec > 60)
+			return "the clock jumped";
+		if (pread(disk, block, BLOCK, (off_t)turn * BLOCK) != BLOCK)
+			return "read";
+		if (block[0] != turn || block[BLOCK - 1] != turn)
+			return "compare";
+		printf("turn %d\n", turn);
+	}
+	return NULL;
+}
+
 static long meminfo(const char *name)
 {
 	char line[128];
@@ -204,6 +234,8 @@ static void try_out(const char *what)
 		TRY(random_bytes_differ);
 	} else if (!strcmp(what, "time")) {
 		TRY(time_passes);
+	} else if (!strcmp(what, "work")) {
+		TRY(work_goes_on);
 	} else if (!strcmp(what, "balloon")) {
 		TRY(memory_goes_to_the_balloon);
 	} else if (!strcmp(what, "reporting")) {

@@ -4,7 +4,7 @@
 //! Where KVM runs no Linux, nothing here can run, and says so; `lab/run` has a KVM that does.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, PipeReader, Write as _};
+use std::io::{BufRead as _, BufReader, PipeReader, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm::boot::Boot;
-use vmm::memory::Backing;
+use vmm::memory::{self, Backing};
 use vmm::probe::{self, Outcome};
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::block::{self, Block};
 use vmm::virtio::rng::{DEFAULT_RATE, Rng};
-use vmm::{Config, End, Vm};
+use vmm::{Config, End, Restore, State, Vm};
 
 const BLOCK: usize = 4096;
 const MIB: u64 = 1 << 20;
@@ -57,6 +57,22 @@ impl Guest {
                 initramfs: Some(initramfs()),
                 command_line: format!("console=ttyS0 reboot=k panic=-1 trials={trials}"),
             },
+            devices,
+            console: Some(writer.into()),
+            confine: Arc::new(|_| {}),
+        })
+        .unwrap();
+        vm.resume();
+        Self { vm, console: BufReader::new(reader), said: Vec::new() }
+    }
+
+    /// A guest that goes on from where another stood still.
+    fn restore(kvm: File, state: &State, memory: &File, devices: Devices) -> Self {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let vm = Vm::restore(Restore {
+            kvm: kvm.into(),
+            state,
+            memory: memory.try_clone().unwrap(),
             devices,
             console: Some(writer.into()),
             confine: Arc::new(|_| {}),
@@ -176,6 +192,48 @@ fn two_cpus_keep_time_and_draw_random_numbers() {
         assert!(guest.hear("hello").contains("2 CPUs"));
         guest.finish();
         assert!(guest.went_well("random_bytes_differ") && guest.went_well("time_passes"));
+    });
+}
+
+#[test]
+fn a_kernel_that_was_saved_goes_on_in_others() {
+    /// The numbers of whole lines.
+    fn turns<'l>(lines: impl IntoIterator<Item = &'l str>) -> Vec<u32> {
+        let number = |line: &str| line.strip_prefix("turn ")?.trim_end().parse().ok();
+        lines.into_iter().filter_map(number).collect()
+    }
+    with_kvm(|kvm| {
+        let devices = || -> Devices {
+            let rng = Rng::new(DEFAULT_RATE).unwrap();
+            vec![
+                ("root", root()),
+                ("rng", Box::new(rng)),
+                ("balloon", Box::new(Balloon::new().unwrap())),
+            ]
+        };
+        let again = || kvm.try_clone().unwrap();
+        let mut guest = Guest::boot(again(), 2, our_kernel(), devices(), "work");
+        guest.hear("turn 5");
+        guest.vm.pause();
+        let memory = memory_file(&[]);
+        let written = memory::save(guest.vm.memory(), &memory).unwrap();
+        let state = guest.vm.save().unwrap().encode();
+        let Guest { vm, mut console, .. } = guest;
+        drop(vm);
+        let mut rest = String::new();
+        console.read_to_string(&mut rest).unwrap();
+        let last = turns(rest.lines()).last().copied().unwrap_or(5);
+        println!("{written} bytes of memory, {} of state, after turn {last}", state.len());
+        let state = State::decode(&state).unwrap();
+        for _ in 0..2 {
+            let mut fork = Guest::restore(again(), &state, &memory, devices());
+            fork.finish();
+            assert!(fork.went_well("work_goes_on"));
+            let turns = turns(fork.said.iter().map(String::as_str));
+            // It may have been in the middle of a line.
+            assert!((last + 1..=last + 2).contains(&turns[0]), "{turns:?} after {last}");
+            assert!(turns.iter().copied().eq(turns[0]..=40), "{turns:?}");
+        }
     });
 }
 
