@@ -74,7 +74,7 @@ pub(crate) fn begin() -> Result<Arguments, BootError> {
 }
 
 /// Where what the sandbox changes is, and where the layers below that are.
-const CHANGES: &str = "/run/sandforge/changes";
+pub(crate) const CHANGES: &str = "/run/sandforge/changes";
 const LAYERS: &str = "/run/sandforge/layers";
 
 /// Mounts the root: the read-only layers below, above them what is changed, in memory of up to
@@ -153,7 +153,7 @@ fn mount_layer(index: usize, device: &str, file_system: &str) -> Result<String, 
 }
 
 /// The disk with this serial number.
-fn device(serial: &str) -> Result<String, BootError> {
+pub(crate) fn device(serial: &str) -> Result<String, BootError> {
     let disks = step("list the disks", fs::read_dir("/sys/block"))?;
     for disk in disks.flatten() {
         let its = fs::read_to_string(disk.path().join("serial")).unwrap_or_default();

@@ -20,6 +20,7 @@ mod share;
 mod task;
 mod tool;
 mod trust;
+mod volume;
 
 use std::io::Write as _;
 use std::path::Path;

@@ -29,6 +29,7 @@ mod state;
 mod system;
 mod timestamp;
 mod token;
+mod volume;
 mod webhook;
 
 pub use audit::{
@@ -77,6 +78,9 @@ pub use system::{
 };
 pub use timestamp::Timestamp;
 pub use token::{CreateKey, CreateToken, CreatedToken, Key, Token, TokenQuery};
+pub use volume::{
+    Cache, CacheTool, CreateVolume, MAX_VOLUMES, Volume, VolumeList, VolumeMount, VolumeQuery,
+};
 pub use webhook::{CreateWebhook, CreatedWebhook, Delivery, DeliveryQuery, DeliveryState, Webhook};
 pub use wire::op::Command;
 pub use wire::text::{Secret, Text};

@@ -115,13 +115,14 @@ pub fn openapi() -> OpenApi {
         .build()
 }
 
-const TAGS: [(&str, &str); 13] = [
+const TAGS: [(&str, &str); 14] = [
     ("sandboxes", "Sandboxes and their lives."),
     ("exec", "Commands."),
     ("processes", "What became of commands."),
     ("files", "Files of a guest. Paths are in the query."),
     ("events", "What happened."),
     ("images", "What sandboxes are made of."),
+    ("volumes", "Disks that outlive sandboxes."),
     ("tokens", "Rights of callers."),
     ("keys", "Keys for signed requests."),
     ("secrets", "Credentials that sandboxes use and never have."),
@@ -277,6 +278,7 @@ fn path_parameter(name: &str) -> Parameter {
     let (schema, description) = match name {
         "sandbox" => (bound::SandboxId::name(), "The sandbox's id, or its name."),
         "process" => (bound::ProcessId::name(), "The process's name in its sandbox."),
+        "volume" => (bound::VolumeName::name(), "The volume's name."),
         "service" => (bound::ServiceName::name(), "The service's name."),
         _ => (bound::Id::name(), "The id."),
     };
@@ -436,6 +438,7 @@ fn example(route: &Route) -> Option<Value> {
         "move_file" => json!({"from": "/workspace/a", "to": "/workspace/b"}),
         "apply_changes" => json!({"paths": ["src", "*.md"], "allow_protected": [".envrc"]}),
         "discard_changes" => json!({"mount": 0}),
+        "create_volume" => json!({"name": "data", "size_bytes": 10_737_418_240_u64}),
         "create_token" => json!({"name": "ci", "role": "member", "expires_in_sec": 86_400}),
         "create_key" => json!({
             "name": "laptop",
@@ -545,6 +548,9 @@ mod tests {
             "MoveFile",
             "ApplyChanges",
             "DiscardChanges",
+            "CreateVolume",
+            "VolumeMount",
+            "Cache",
             "CreateToken",
             "CreateKey",
             "SetSecret",
@@ -576,6 +582,7 @@ mod tests {
                 "move_file" => valid::<crate::MoveFile>(value),
                 "apply_changes" => valid::<crate::ApplyChanges>(value),
                 "discard_changes" => valid::<crate::DiscardChanges>(value),
+                "create_volume" => valid::<crate::CreateVolume>(value),
                 "create_token" => valid::<crate::CreateToken>(value),
                 "create_key" => valid::<crate::CreateKey>(value),
                 "set_secret" | "set_sandbox_secret" => valid::<crate::SetSecret>(value),

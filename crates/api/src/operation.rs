@@ -147,6 +147,10 @@ operations! {
     ChangesRead = "changes_read", Viewer, Workspace, "See what a sandbox changed in directories that are reviewed.";
     ChangesApply = "changes_apply", Member, Workspace, "Bring a sandbox's changes to the host's directory.";
     ChangesDiscard = "changes_discard", Member, Workspace, "Forget a sandbox's changes.";
+    VolumeCreate = "volume_create", Member, Workspace, "Make a volume.";
+    VolumeList = "volume_list", Viewer, Workspace, "List volumes.";
+    VolumeGet = "volume_get", Viewer, Workspace, "See one volume.";
+    VolumeRemove = "volume_remove", Member, Workspace, "Remove a volume.";
     EventList = "event_list", Viewer, Workspace, "List and watch events.";
     ImageList = "image_list", Viewer, Shared, "List images.";
     PolicyShow = "policy_show", Viewer, Shared, "See the policy.";

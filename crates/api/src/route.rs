@@ -690,6 +690,39 @@ pub const ROUTES: &[Route] = &[
     route(Get, "/v1/images", "list_images", Operation::ImageList, "Images of the host.")
         .query_is::<PageQuery>()
         .gives(&[(200, json::<Page<Image>>())]),
+    // Volumes
+    route(
+        Post,
+        "/v1/volumes",
+        "create_volume",
+        Operation::VolumeCreate,
+        "Makes a volume, empty: a disk that outlives sandboxes.",
+    )
+    .takes(json::<CreateVolume>())
+    .gives(&[(201, json::<Volume>())])
+    .may_fail(&[Code::PolicyDenied, Code::AlreadyExists, Code::Unsupported]),
+    route(
+        Get,
+        "/v1/volumes",
+        "list_volumes",
+        Operation::VolumeList,
+        "The volumes of a workspace, by name.",
+    )
+    .query_is::<VolumeQuery>()
+    .gives(&[(200, json::<VolumeList>())]),
+    route(Get, "/v1/volumes/{volume}", "get_volume", Operation::VolumeGet, "One volume.")
+        .query_is::<VolumeQuery>()
+        .gives(&[(200, json::<Volume>())]),
+    route(
+        Delete,
+        "/v1/volumes/{volume}",
+        "remove_volume",
+        Operation::VolumeRemove,
+        "Removes a volume with all that is on it, where no sandbox has it.",
+    )
+    .query_is::<VolumeQuery>()
+    .gives(&[(204, Body::Empty)])
+    .may_fail(&[Code::WrongState]),
     // Tokens and keys
     route(
         Post,

@@ -16,6 +16,7 @@ use crate::bound::{
 use crate::object::objects;
 use crate::operation::UnknownName;
 use crate::policy::PolicyRef;
+use crate::volume::{Cache, MAX_VOLUMES, VolumeMount};
 use crate::{Problem, State, Timestamp, Validate, page};
 
 /// What stands between a task and the host, weakest first.
@@ -301,6 +302,14 @@ pub struct CreateSandbox {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 32)]
     pub mounts: Vec<Mount>,
+    /// Disks of the workspace that outlive it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 5)]
+    pub volumes: Vec<VolumeMount>,
+    /// Caches of tools. Volumes and caches are five at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 4)]
+    pub caches: Vec<Cache>,
     /// The weakest isolation that will do; `emulated` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_isolation: Option<Isolation>,
@@ -346,6 +355,8 @@ impl Default for CreateSandbox {
             gateways: Vec::new(),
             env: BTreeMap::new(),
             mounts: Vec::new(),
+            volumes: Vec::new(),
+            caches: Vec::new(),
             min_isolation: None,
             engine: None,
             labels: BTreeMap::new(),
@@ -388,9 +399,30 @@ impl Validate for CreateSandbox {
         for (index, mount) in self.mounts.iter().enumerate() {
             mount.validate().map_err(|problem| problem.within(&format!("mounts[{index}]")))?;
         }
+        at_most("volumes", self.volumes.len(), MAX_VOLUMES, "volumes")?;
+        for (index, volume) in self.volumes.iter().enumerate() {
+            volume.validate().map_err(|problem| problem.within(&format!("volumes[{index}]")))?;
+        }
+        let disks = self.volumes.len() + self.caches.len();
+        at_most("caches", disks, MAX_VOLUMES, "volumes and caches")?;
+        check_distinct(self)?;
         EngineName::check_some("engine", self.engine.as_deref())?;
         Labels::check("labels", &self.labels)?;
         Workspace::check_some("workspace", self.workspace.as_deref())
+    }
+}
+
+/// A volume is in a sandbox once, and each at a path of its own.
+fn check_distinct(create: &CreateSandbox) -> Result<(), Problem> {
+    let mut names: Vec<_> = create.volumes.iter().map(|volume| volume.name.clone()).collect();
+    names.extend(create.caches.iter().map(|cache| cache.tool.volume()));
+    names.sort();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        None => Ok(()),
+        Some(pair) => {
+            let text = format!("the volume {:?} is named twice", pair[0]);
+            Err(Problem::invalid("volumes", text))
+        }
     }
 }
 
@@ -555,6 +587,12 @@ pub struct Sandbox {
     /// What was copied in.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// Its disks that outlive it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeMount>,
+    /// Its caches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<Cache>,
     /// Names of the default environment; the values are not shown.
     #[serde(default)]
     pub env_names: Vec<String>,

@@ -44,8 +44,12 @@ struct VerbosityArgs {
     quiet: bool,
 
     /// Say where the time went
-    #[arg(short, long, global = true)]
+    #[arg(long, global = true)]
     verbose: bool,
+
+    /// The same, before the command: behind `run` and `create`, -v is a volume
+    #[arg(short = 'v', conflicts_with = "quiet")]
+    verbosely: bool,
 }
 
 /// What to do.
@@ -82,6 +86,7 @@ pub(crate) enum Command {
     Audit(command::audit::AuditArgs),
     Webhook(command::webhook::WebhookArgs),
     Image(command::image::ImageArgs),
+    Volume(command::volume::VolumeArgs),
     Doctor(command::doctor::DoctorArgs),
     Version(command::version::VersionArgs),
     Completions(command::completions::CompletionsArgs),
@@ -91,7 +96,9 @@ impl Arguments {
     pub(crate) fn verbosity(&self) -> Verbosity {
         match self.verbosity {
             VerbosityArgs { quiet: true, .. } => Verbosity::Quiet,
-            VerbosityArgs { verbose: true, .. } => Verbosity::Verbose,
+            VerbosityArgs { verbose: true, .. } | VerbosityArgs { verbosely: true, .. } => {
+                Verbosity::Verbose
+            }
             VerbosityArgs { .. } => Verbosity::Normal,
         }
     }
@@ -132,6 +139,7 @@ impl Command {
             Self::Audit(args) => args.json(),
             Self::Webhook(args) => args.json(),
             Self::Image(args) => args.json(),
+            Self::Volume(args) => args.json(),
             Self::Doctor(args) => args.json,
             Self::Version(args) => args.json,
         }

@@ -31,6 +31,7 @@ mod signals;
 mod task;
 mod terminal;
 mod units;
+mod volume;
 
 use std::alloc::System;
 use std::env::args_os;

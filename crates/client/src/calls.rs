@@ -397,6 +397,26 @@ impl Client {
         call!(self, "list_images").query(query).value().await
     }
 
+    /// Makes a volume: a disk that outlives sandboxes.
+    pub async fn create_volume(&self, create: &CreateVolume) -> Result<Volume, Error> {
+        call!(self, "create_volume").json(create)?.value().await
+    }
+
+    /// The volumes of a workspace, by name.
+    pub async fn list_volumes(&self, query: &VolumeQuery) -> Result<VolumeList, Error> {
+        call!(self, "list_volumes").query(query).value().await
+    }
+
+    /// One volume.
+    pub async fn get_volume(&self, volume: &str, query: &VolumeQuery) -> Result<Volume, Error> {
+        call!(self, "get_volume", volume).query(query).value().await
+    }
+
+    /// Removes a volume with all that is on it, where no sandbox has it.
+    pub async fn remove_volume(&self, volume: &str, query: &VolumeQuery) -> Result<(), Error> {
+        call!(self, "remove_volume", volume).query(query).done().await
+    }
+
     /// The secrets of a workspace and of its sandboxes, without values.
     pub async fn list_secrets(&self, query: &SecretQuery) -> Result<SecretList, Error> {
         call!(self, "list_secrets").query(query).value().await

@@ -36,6 +36,7 @@ mod seat;
 mod secret;
 mod task;
 mod upkeep;
+mod volume;
 
 use std::path::PathBuf;
 

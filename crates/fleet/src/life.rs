@@ -154,6 +154,8 @@ impl Manager {
             engine: row.engine.clone(),
             min_isolation: crate::rules::least(&row),
             keep: true,
+            volumes: self.take_volumes(&row).await?,
+            variables: crate::volume::variables(&row),
             network: self.give_way_out(seat, &row).await?,
             ..SandboxSpec::default()
         };

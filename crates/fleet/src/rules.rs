@@ -352,6 +352,8 @@ pub(crate) fn row(
         profiles: request.profiles.clone(),
         credentials: Default::default(),
         mounts: request.mounts.clone(),
+        volumes: request.volumes.clone(),
+        caches: request.caches.clone(),
         env_names: question.env_names.clone(),
         labels: request.labels.clone(),
         created_by: caller.subject.clone(),

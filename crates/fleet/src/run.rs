@@ -131,6 +131,21 @@ impl Manager {
         self.ledger.commit(batch).await?;
         let seat = std::sync::Arc::new(Seat::new(row.clone()));
         self.move_on(&seat, State::Provisioning).await?;
+        let volumes = self.take_volumes(&row).await;
+        let given = match volumes {
+            Ok(volumes) => {
+                let way_out = self.give_way_out(&seat, &seat.row()).await;
+                way_out.map(|network| (volumes, network))
+            }
+            Err(error) => Err(error),
+        };
+        let (volumes, network) = match given {
+            Ok(given) => given,
+            Err(error) => {
+                self.run_failed(&seat, &error).await?;
+                return Err(error);
+            }
+        };
         let spec = SandboxSpec {
             id: Some(id),
             owner: Some(self.ledger.id().to_owned()),
@@ -145,13 +160,9 @@ impl Manager {
             min_isolation: rules::least(&row),
             keep,
             console,
-            network: match self.give_way_out(&seat, &seat.row()).await {
-                Ok(network) => network,
-                Err(error) => {
-                    self.run_failed(&seat, &error).await?;
-                    return Err(error);
-                }
-            },
+            volumes,
+            variables: crate::volume::variables(&row),
+            network,
         };
         let expected = self.outlook(&seat).await?;
         let begun = Instant::now();

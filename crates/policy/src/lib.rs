@@ -24,5 +24,5 @@ pub use layer::{Kind, Layer, Resource};
 pub use live::Live;
 pub use request::{
     Command, Create, Exec, Isolation, Mount, MountRequest, Network, NetworkRequest, Request, Role,
-    Subject,
+    Subject, VolumeRequest,
 };

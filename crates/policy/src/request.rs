@@ -113,6 +113,8 @@ pub enum Request {
     Mount(MountRequest),
     /// To give a sandbox that there is another network mode.
     Network(NetworkRequest),
+    /// To make a disk that outlives sandboxes.
+    Volume(VolumeRequest),
 }
 
 impl Request {
@@ -123,6 +125,7 @@ impl Request {
             Self::Exec(exec) => &exec.who,
             Self::Mount(mount) => &mount.who,
             Self::Network(network) => &network.who,
+            Self::Volume(volume) => &volume.who,
         }
     }
 }
@@ -201,6 +204,15 @@ pub struct MountRequest {
     pub who: Subject,
     /// What goes in.
     pub mount: Mount,
+}
+
+/// A disk that outlives sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeRequest {
+    /// Who asks.
+    pub who: Subject,
+    /// Its size in GiB, rounded up.
+    pub size_gb: u64,
 }
 
 /// A network mode for a sandbox that there is.

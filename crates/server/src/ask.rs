@@ -71,6 +71,7 @@ impl Ask {
         let is = match name {
             "sandbox" => api::bound::SandboxId::is,
             "process" => api::bound::ProcessId::is,
+            "volume" => api::bound::VolumeName::is,
             "service" => api::bound::ServiceName::is,
             _ => api::bound::Id::is,
         };

@@ -41,6 +41,9 @@ pub struct KeptInfo {
     pub cpus: u32,
     /// Guest memory in MiB.
     pub memory_mb: u32,
+    /// It has volumes that it writes to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub writes_volumes: bool,
     /// The monitor's process; 0 until it has started.
     pub pid: u32,
     /// When it was made, in milliseconds since 1970.

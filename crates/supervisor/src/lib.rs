@@ -16,6 +16,7 @@ mod observe;
 mod prepare;
 mod registries;
 mod sandbox;
+mod volume;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub use live::{Live, is_protected_path};
 pub use observe::{Observer, Phase, Step};
 pub use prepare::root_disks;
 pub use sandbox::{Sandbox, Teardown, Timings};
+pub use volume::{MAX_VOLUMES, Volume, VolumeAccess};
 pub use workspace::{self, Hidden};
 pub use {image, registry, share, wire};
 
@@ -90,6 +92,10 @@ pub struct SandboxSpec {
     pub disk_gb: Option<u32>,
     /// Its tasks start where the image says, where it says so, and not in the workspace.
     pub starts_where_image_says: bool,
+    /// Disks that outlive it.
+    pub volumes: Vec<Volume>,
+    /// Variables of its tasks, over those of its image and below all others.
+    pub variables: Vec<(String, String)>,
 }
 
 /// The way out of a sandbox: who takes what its tasks open, and what they are told of it.
@@ -118,6 +124,8 @@ impl Default for SandboxSpec {
             network: None,
             disk_gb: None,
             starts_where_image_says: true,
+            volumes: Vec::new(),
+            variables: Vec::new(),
         }
     }
 }
@@ -335,7 +343,7 @@ impl Plan<'_> {
     pub async fn start(self, observer: &mut dyn Observer) -> Result<Sandbox, Error> {
         let Self { spec, engine, prepared, kept, took: prepared_in } = self;
         let begun = Instant::now();
-        let Prepared { system, image, cpus, defaults } = prepared;
+        let Prepared { system, image, cpus, defaults, volumes } = prepared;
         observer.step(Step { phase: Phase::Boot, done: 0, total: None });
         let id = match spec.id {
             Some(id) => id,
@@ -351,6 +359,7 @@ impl Plan<'_> {
             image,
             cpus,
             memory_mb: spec.memory_mb,
+            writes_volumes: volumes.iter().any(|volume| volume.access == VolumeAccess::Write),
             pid: 0,
             created_ms: kept::now_ms(),
         };
@@ -378,7 +387,10 @@ impl Plan<'_> {
         let mut machine = engine.boot(boot).await.map_err(Error::Engine)?;
         let launched = begun.elapsed();
         info.pid = machine.monitor_pid().unwrap_or(0);
-        match take_up(machine.as_mut(), &info, key, record, spec.network, defaults).await {
+        // Those who read what it wrote need not wait until this is dropped.
+        drop(spec.volumes);
+        let first = First { volumes, network: spec.network, defaults };
+        match take_up(machine.as_mut(), &info, key, record, first).await {
             Ok((guest, answered)) => {
                 let timings = Timings {
                     prepare_ms: milliseconds(prepared_in),
@@ -400,14 +412,20 @@ impl Plan<'_> {
     }
 }
 
+/// What a sandbox is told before its first task.
+struct First {
+    volumes: Vec<wire::op::MountVolume>,
+    network: Option<Network>,
+    defaults: Option<wire::op::Defaults>,
+}
+
 /// From a machine that was just started to an agent that takes tasks, and when it greeted.
 async fn take_up(
     machine: &mut dyn Machine,
     info: &KeptInfo,
     key: link::SigningKey,
     record: Option<kept::Record>,
-    network: Option<Network>,
-    defaults: Option<wire::op::Defaults>,
+    First { volumes, network, defaults }: First,
 ) -> Result<(Guest, Instant), Error> {
     if let Some(record) = record {
         record.complete(info)?;
@@ -418,6 +436,9 @@ async fn take_up(
     let guest = alive(machine, connecting).await?;
     let answered = Instant::now();
     alive(machine, guest.freshen()).await?;
+    for volume in &volumes {
+        alive(machine, guest.ask(volume)).await?;
+    }
     if let Some(operation) = operation {
         alive(machine, guest.ask(&operation)).await?;
     }

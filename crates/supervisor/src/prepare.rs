@@ -9,10 +9,10 @@ use std::time::SystemTime;
 use engine::{DiskError, Disks, Guest, Isolation, System};
 use image::boot::{BootAssets, Kernel};
 use image::{ImageConfig, ImageError, ImageRef, RootImage, Store};
-use wire::op::Defaults;
+use wire::op::{Defaults, MountVolume};
 use wire::text::Text;
 
-use crate::{Error, Observer, Phase, SandboxSpec, Step, Supervisor};
+use crate::{Error, Observer, Phase, SandboxSpec, Step, Supervisor, volume};
 
 /// Where the root of a sandbox without an image comes from.
 const HOST: &str = "host";
@@ -26,6 +26,8 @@ pub(crate) struct Prepared {
     pub(crate) cpus: u32,
     /// What its image says about tasks, where that is anything.
     pub(crate) defaults: Option<Defaults>,
+    /// How its volumes are mounted.
+    pub(crate) volumes: Vec<MountVolume>,
 }
 
 /// Prepares a sandbox of this tier.
@@ -48,6 +50,7 @@ fn process(spec: &SandboxSpec) -> Result<Prepared, Error> {
         ("--kernel", spec.kernel.is_some(), "its kernel is the host's"),
         ("--cpu", spec.cpus.is_some(), "its processors are the host's"),
         ("--disk", spec.disk_gb.is_some(), "its disk is the host's"),
+        ("--volume", !spec.volumes.is_empty(), "it has no disks, and a volume is one"),
     ];
     if let Some((option, _, why)) = given.iter().find(|(_, is_given, _)| *is_given) {
         return Err(Error::Request(format!(
@@ -57,7 +60,8 @@ fn process(spec: &SandboxSpec) -> Result<Prepared, Error> {
     let agent = image::boot::agent();
     let agent = agent.map_err(|error| Error::Internal(format!("carry the agent: {error}")))?;
     let system = System::Process { agent };
-    Ok(Prepared { system, image: HOST.into(), cpus: processors(), defaults: None })
+    let (image, cpus) = (HOST.into(), processors());
+    Ok(Prepared { system, image, cpus, defaults: None, volumes: Vec::new() })
 }
 
 fn processors() -> u32 {
@@ -96,14 +100,15 @@ async fn guest(
     let (assets, scratch): (BootAssets, Option<File>) = rest.await?;
     let BootAssets { kernel, initramfs, .. } = assets;
     let disks = root_disks(root.layers).map_err(|error| Error::Internal(error.to_string()))?;
-    let disks = match scratch {
+    let mut disks = match scratch {
         Some(scratch) => disks.with_scratch(scratch),
         None => disks,
     };
-    let defaults = defaults(&root.config, spec.starts_where_image_says)?;
+    let volumes = volume::attach(&spec.volumes, &mut disks)?;
+    let defaults = defaults(&root.config, spec)?;
     let system = System::Guest(Guest { kernel, initramfs, disks });
     let cpus = spec.cpus.unwrap_or_else(default_cpus);
-    Ok(Prepared { system, image: root.name, cpus, defaults })
+    Ok(Prepared { system, image: root.name, cpus, defaults, volumes })
 }
 
 /// Work on the store, told to the observer, on a thread of its own.
@@ -129,13 +134,16 @@ async fn on_thread<T: Send + 'static>(
 
 /// What an image says about the tasks in it. As whom they run it does not decide: files that are
 /// copied in belong to the sandbox's own user.
-fn defaults(config: &ImageConfig, with_directory: bool) -> Result<Option<Defaults>, Error> {
+fn defaults(config: &ImageConfig, spec: &SandboxSpec) -> Result<Option<Defaults>, Error> {
     let text = |value: &str| {
         Text::new(value)
             .map_err(|error| Error::Request(format!("the image says {value:?}: {error}")))
     };
-    let env = config.env.iter().map(|(name, value)| Ok((text(name)?, text(value)?)));
+    let ours = spec.variables.iter().map(|(name, value)| (name, value));
+    let env = config.env.iter().map(|(name, value)| (name, value)).chain(ours);
+    let env = env.map(|(name, value)| Ok((text(name)?, text(value)?)));
     let env = env.collect::<Result<BTreeMap<_, _>, Error>>()?;
+    let with_directory = spec.starts_where_image_says;
     let directory = config.working_dir.as_deref().filter(|path| with_directory && *path != "/");
     let cwd = directory.map(text).transpose()?;
     let says_nothing = env.is_empty() && cwd.is_none();

@@ -16,7 +16,7 @@ use workspace::{About, Collected, Fetched, Hidden, OutsideLinks};
 use crate::copy::{self, CopyIn, CopyOut, CopySummary, Sent};
 use crate::kept::{KeptInfo, Shelf};
 use crate::live::Live;
-use crate::{Error, Observer, clone, milliseconds};
+use crate::{Error, Observer, clone, milliseconds, volume};
 
 /// How long each step to a usable sandbox took, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
@@ -322,6 +322,9 @@ impl Sandbox {
     /// `Engine` where it cannot be ended, `Record` where a kept one's record cannot be removed.
     pub async fn destroy(mut self) -> Result<Teardown, Error> {
         let begun = Instant::now();
+        if self.info.writes_volumes {
+            volume::freeze(&self.guest).await;
+        }
         let stats = self.stats().unwrap_or_default();
         match (self.machine.take(), &self.kept) {
             (Some(mut machine), kept) => {

@@ -48,6 +48,8 @@ operations! {
     TarIn = "tar-in" -> Transferred;
     TarOut = "tar-out" -> Transferred;
     MountWorkspace = "mount-workspace" -> Done;
+    MountVolume = "mount-volume" -> Done;
+    FreezeVolumes = "freeze-volumes" -> Done;
     Clock = "clock" -> Done;
     Reseed = "reseed" -> Done;
     Network = "network" -> NetworkReply;
@@ -587,6 +589,37 @@ pub struct MountWorkspace {
     #[serde(default)]
     pub read_only: bool,
 }
+
+/// Mounts a disk of the machine that holds an ext4, for every later task: what is on it outlives the
+/// sandbox. No device and no program with another user's rights counts on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountVolume {
+    /// The disk's serial number.
+    pub disk: String,
+    /// Absolute path in the guest, made if missing. Nothing on the way to it may be a link.
+    pub path: Text,
+    /// What a task may do with it.
+    pub access: VolumeAccess,
+}
+
+/// What tasks may do with a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeAccess {
+    /// All, and it stays.
+    Write,
+    /// Read, and no more.
+    Read,
+    /// All, but what they change is the sandbox's own and is gone with it.
+    Overlay,
+}
+
+/// Brings what was written to volumes to their disks, so that nothing has to be done again before they
+/// are read, and lets nothing more be written. The machine's end is to follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FreezeVolumes {}
 
 /// A message to the guest that is not for its kernel: the agent is to set the permissions of what has
 /// this path below the mount to what they are, so that whoever watches it hears of it. It stands where

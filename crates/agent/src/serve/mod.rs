@@ -25,6 +25,7 @@ use crate::process::{Feed, Process, Source};
 use crate::session::{Session, Turn};
 use crate::share::Shares;
 use crate::task::Sandbox;
+use crate::volume::Volumes;
 
 /// What a descriptor belongs to: the low bits of an event's number, the process above them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +93,7 @@ pub(crate) struct Server {
     network: Option<Network>,
     /// Directories of the host.
     shares: Shares,
+    volumes: Volumes,
     /// Whether there will be one can not be changed any more.
     is_settled: bool,
     /// Variables that every task has unless its caller says otherwise.
@@ -132,6 +134,7 @@ impl Server {
             sandbox,
             network: None,
             shares,
+            volumes: Volumes::default(),
             is_settled: false,
             variables: BTreeMap::new(),
             defaults: Defaults::default(),

@@ -8,9 +8,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use wire::frame::StreamId;
 use wire::op::{
-    AgentOpen, Attach, Clock, Command, Defaults, Done, ErrorCode, Exec, Info, MountWorkspace,
-    Network, NetworkReply, OpError, Operation, ProcessList, Processes, Reseed, Resize, Shutdown,
-    Signal, Stdin,
+    AgentOpen, Attach, Clock, Command, Defaults, Done, ErrorCode, Exec, FreezeVolumes, Info,
+    MountVolume, MountWorkspace, Network, NetworkReply, OpError, Operation, ProcessList, Processes,
+    Reseed, Resize, Shutdown, Signal, Stdin,
 };
 use wire::text::{Secret, Text};
 use zeroize::Zeroizing;
@@ -54,6 +54,15 @@ impl Server {
             )),
             Network::NAME => self.network(&parse(payload)?),
             Defaults::NAME => self.take_defaults(parse(payload)?),
+            MountVolume::NAME => {
+                self.volumes.mount(&parse(payload)?, &mut self.sandbox)?;
+                done()
+            }
+            FreezeVolumes::NAME => {
+                parse::<FreezeVolumes>(payload)?;
+                self.volumes.freeze()?;
+                done()
+            }
             MountWorkspace::NAME => {
                 self.shares.mount(id, &parse(payload)?, &mut self.sandbox)?;
                 Ok(Answer::Mounted)

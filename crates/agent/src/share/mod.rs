@@ -5,7 +5,7 @@
 //! either but lengths. Answers never wait. Notices may, for a lock that a task holds until it has an
 //! answer, so a process of their own ([`notify`]) writes them.
 
-mod mount;
+pub(crate) mod mount;
 mod notify;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -19,10 +19,10 @@ const TAKEN: [&[u8]; 4] = [b"/dev", b"/proc", b"/sys", b"/tmp"];
 
 /// Where a directory is to be mounted: absolute, not the root, without `.` and `..`.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Target(Vec<u8>);
+pub(crate) struct Target(Vec<u8>);
 
 impl Target {
-    pub(super) fn parse(path: &[u8]) -> Result<Self, OpError> {
+    pub(crate) fn parse(path: &[u8]) -> Result<Self, OpError> {
         let refuse = |message: &str| Err(OpError::new(ErrorCode::Invalid, message));
         let parts: Vec<_> =
             path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).collect();
@@ -39,12 +39,12 @@ impl Target {
         Ok(Self(path))
     }
 
-    pub(super) fn into_bytes(self) -> Vec<u8> {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.0
     }
 
     /// Whether one lies in the other.
-    pub(super) fn touches(&self, other: &[u8]) -> bool {
+    pub(crate) fn touches(&self, other: &[u8]) -> bool {
         lies_in(&self.0, other) || lies_in(other, &self.0)
     }
 
@@ -110,8 +110,9 @@ fn attach(target: &Target, device: &OwnedFd, read_only: bool) -> io::Result<()> 
     Ok(mounted?)
 }
 
-/// The directory that is covered, made where it is missing. Nothing is followed.
-fn make(target: &Target) -> io::Result<OwnedFd> {
+/// The directory that is covered, made where it is missing. Nothing is followed. With the sandbox's
+/// root as `/`.
+pub(crate) fn make(target: &Target) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut directory = openat(CWD, "/", flags, Mode::empty())?;
     for part in target.parts() {

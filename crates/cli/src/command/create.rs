@@ -14,6 +14,7 @@ use crate::env::EnvArgs;
 use crate::failure::Failure;
 use crate::mount::Mount;
 use crate::network::NetworkArgs;
+use crate::volume::VolumeArgs;
 use crate::{filter, units};
 
 /// Make a sandbox that stays until it is removed
@@ -23,6 +24,7 @@ Examples:
   sandforge create --name box                         then: sandforge exec box \"uname -a\"
   sandforge create --name ci -m 2g --mount ./src:/src --label team=red
   sandforge create --ttl 2h --on-timeout stop         stopped after two hours, its record stays
+  sandforge create -v data:/data                     with a volume: sandforge volume create data
   sandforge create --idle 10m --on-idle delete        gone when nothing ran in it for ten minutes
 
 Its name is printed; with --json, all of it.")]
@@ -99,6 +101,9 @@ pub(crate) struct SpecArgs {
     workspace: Option<String>,
 
     #[command(flatten)]
+    volumes: VolumeArgs,
+
+    #[command(flatten)]
     network: NetworkArgs,
 
     #[command(flatten)]
@@ -168,7 +173,7 @@ impl SpecArgs {
             wait,
             ..CreateSandbox::default()
         };
-        Ok(self.network.fill(request))
+        Ok(self.network.fill(self.volumes.fill(request)))
     }
 }
 

@@ -103,6 +103,14 @@ fn describe(sandbox: &Sandbox) -> String {
         let how = if mount.read_only { " (read only)" } else { "" };
         line("mount", &format!("{} at {}{how}", mount.host_path, mount.guest_path));
     }
+    for volume in &sandbox.volumes {
+        let how = if volume.read_only { " (read only)" } else { "" };
+        line("volume", &format!("{} at {}{how}", volume.name, volume.guest_path));
+    }
+    for cache in &sandbox.caches {
+        let how = if cache.fill { " (filled)" } else { "" };
+        line("cache", &format!("{}{how}", cache.tool));
+    }
     if !sandbox.env_names.is_empty() {
         line("env", &sandbox.env_names.join(" "));
     }

@@ -25,6 +25,7 @@ pub(crate) mod serve;
 pub(crate) mod stats;
 pub(crate) mod token;
 pub(crate) mod version;
+pub(crate) mod volume;
 pub(crate) mod webhook;
 
 use std::io::{self, Write as _};
@@ -84,6 +85,7 @@ pub(crate) fn run(arguments: Arguments, begun: Instant) -> ExitCode {
         Command::Audit(args) => args.run(),
         Command::Webhook(args) => args.run(&context),
         Command::Image(args) => args.run(&context),
+        Command::Volume(args) => args.run(),
         Command::Doctor(args) => args.run(&context),
         Command::Version(args) => args.run(),
         Command::Completions(args) => args.run(),

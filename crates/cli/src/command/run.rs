@@ -28,6 +28,7 @@ use crate::session::{self, Sinks};
 use crate::signals::Signals;
 use crate::task::{Task, TaskArgs, Words};
 use crate::units;
+use crate::volume::VolumeArgs;
 
 /// Memory when nothing is said.
 const MEMORY_MB: u32 = 1024;
@@ -49,6 +50,8 @@ Examples:
   sandforge run -w . --out results -- make     or leave them in another
   cat big.log | sandforge run \"grep -c ERROR\"  stdin is passed on
   sandforge run -t bash                        a terminal
+  sandforge run -v data:/data \"ls /data\"       a disk that stays; sandforge volume create data
+  sandforge run --cache pip:fill --network fetch \"pip download six\"   for later runs with --cache pip
   sandforge run --network fetch \"pip install six\"   registries and git, to read
   sandforge run --allow \"READ example.com/docs/**\" \"curl https://example.com/docs/\"
   sandforge run --credential github \"gh pr list -R acme/web\"  a token that never goes in
@@ -65,6 +68,9 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     files: FileArgs,
+
+    #[command(flatten)]
+    volumes: VolumeArgs,
 
     #[command(flatten)]
     network: NetworkArgs,
@@ -248,7 +254,7 @@ impl RunArgs {
         let files = self.files.check()?;
         let task = self.task.prepare("p1".into())?;
         let request = RunRequest {
-            sandbox: self.network.fill(CreateSandbox {
+            sandbox: self.network.fill(self.volumes.fill(CreateSandbox {
                 name: self.machine.name,
                 image,
                 cpu: self.machine.cpu,
@@ -258,7 +264,7 @@ impl RunArgs {
                 min_isolation: self.machine.min_isolation.map(tier),
                 mounts: files.mounts()?,
                 ..CreateSandbox::default()
-            }),
+            })),
             exec: asked(&task.exec),
             kernel: self.machine.kernel,
             console: self.machine.console,

@@ -14,9 +14,9 @@ use wire::envelope::{Opener, VerifyingKey};
 use wire::frame::{MAX_DATA, StreamId};
 use wire::handshake::{Hello, Scanner, knock};
 use wire::op::{
-    AgentOpen, Attach, Clock, Done, ErrorCode, Exec, ExecReply, GuestInfo, Info, Network,
-    NetworkReply, OpError, Operation, Outcome, ProcessInfo, ProcessList, Processes, Reseed, Resize,
-    Shutdown, Signal, Stdin,
+    AgentOpen, Attach, Clock, Done, ErrorCode, Exec, ExecReply, FreezeVolumes, GuestInfo, Info,
+    MountVolume, Network, NetworkReply, OpError, Operation, Outcome, ProcessInfo, ProcessList,
+    Processes, Reseed, Resize, Shutdown, Signal, Stdin,
 };
 use zeroize::Zeroizing;
 
@@ -318,7 +318,9 @@ impl Agent {
             }
             // Its commands are a script, which connects to nothing.
             Network::NAME => Ok(Some(json(&NetworkReply { env: Vec::new() }))),
-            Clock::NAME | Reseed::NAME => Ok(Some(json(&Done {}))),
+            Clock::NAME | Reseed::NAME | MountVolume::NAME | FreezeVolumes::NAME => {
+                Ok(Some(json(&Done {})))
+            }
             Shutdown::NAME => {
                 self.is_stopped = true;
                 Ok(Some(json(&Done {})))

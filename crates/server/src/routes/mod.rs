@@ -10,6 +10,7 @@ mod sandbox;
 mod secret;
 mod system;
 mod token;
+mod volume;
 mod webhook;
 
 use std::sync::Arc;
@@ -79,6 +80,10 @@ handlers! {
     "diff_changes" => changes::diff,
     "apply_changes" => changes::apply,
     "discard_changes" => changes::discard,
+    "create_volume" => volume::create,
+    "list_volumes" => volume::list,
+    "get_volume" => volume::get,
+    "remove_volume" => volume::remove,
     "list_events" => event::list,
     "create_token" => token::create,
     "list_tokens" => token::list,
