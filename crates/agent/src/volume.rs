@@ -80,7 +80,9 @@ impl Volumes {
             }
         };
         sandbox.change_root(|| {
-            let at = mount::make(&target).map_err(failed("make the volume's directory"))?;
+            let at = mount::make(&target).map_err(failed(
+                "reach the volume's directory, on the way to which no link may be",
+            ))?;
             let flags =
                 MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
             move_mount(&tree, "", &at, "", flags)

@@ -81,7 +81,7 @@ codes! {
     NameTaken = "name_taken", 409, "The name is in use",
         "A sandbox or process of this name is there. Take another name, or remove it.";
     AlreadyExists = "already_exists", 409, "It is there already",
-        "A file, key or webhook of this name exists. Replace it explicitly or take another name.";
+        "A file, key, volume or webhook of this name exists. Replace it explicitly or take another name.";
     IdempotencyInProgress = "idempotency_in_progress", 409, "The same request is being done",
         "A request with this Idempotency-Key has not ended. Ask again later.";
     PreconditionFailed = "precondition_failed", 412, "The thing has changed",

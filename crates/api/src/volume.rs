@@ -100,7 +100,23 @@ pub struct VolumeMount {
 impl Validate for VolumeMount {
     fn validate(&self) -> Result<(), Problem> {
         VolumeName::check("name", &self.name)?;
-        GuestPath::check("guest_path", &self.guest_path)
+        GuestPath::check("guest_path", &self.guest_path)?;
+        check_place("guest_path", &self.guest_path)
+    }
+}
+
+/// What is a task's own or the kernel's, and would hide what is mounted there.
+const TAKEN: [&str; 4] = ["/dev", "/proc", "/sys", "/tmp"];
+
+fn check_place(field: &str, path: &str) -> Result<(), Problem> {
+    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() || parts.iter().any(|part| matches!(*part, "." | "..")) {
+        let problem = "must not be the root, and have neither . nor .. in it";
+        return Err(Problem::invalid(field, problem));
+    }
+    match TAKEN.iter().find(|taken| taken[1..] == *parts[0]) {
+        Some(taken) => Err(Problem::invalid(field, format!("must not be in {taken}"))),
+        None => Ok(()),
     }
 }
 
@@ -208,6 +224,20 @@ mod tests {
         for size in [0, 1 << 20, (16_u64 << 40) + 1] {
             let create = CreateVolume { name: "a".into(), size_bytes: Some(size), workspace: None };
             assert_eq!(create.validate().unwrap_err().field(), Some("size_bytes"), "{size}");
+        }
+    }
+
+    #[test]
+    fn a_volume_is_mounted_where_nothing_hides_it() {
+        let at = |path: &str| {
+            let mount = json!({"name": "a", "guest_path": path});
+            serde_json::from_value::<VolumeMount>(mount).unwrap().validate()
+        };
+        for path in ["/data", "/a/b", "/processes", "/workspace", "/a..b"] {
+            assert_eq!(at(path), Ok(()), "{path}");
+        }
+        for path in ["", "data", "/", "//", "/tmp", "/dev/x", "//proc", "/sys/", "/a/../b", "/."] {
+            assert_eq!(at(path).unwrap_err().field(), Some("guest_path"), "{path}");
         }
     }
 

@@ -267,6 +267,31 @@ fn what_a_sandbox_on_the_host_s_kernel_does_not_have_is_refused() {
 }
 
 #[test]
+fn a_volume_that_is_not_one_is_refused() {
+    for text in ["data", "/home:/data", "./data:/data", "data:data", "data:/"] {
+        sandforge(["run", "-v", text, "true"]).exits(125).says("is not NAME:GUEST");
+    }
+    sandforge(["run", "--cache", "yarn", "true"]).exits(125).says("`yarn` is not one of");
+    for (path, why) in [("/proc/x", "must not be in /proc"), ("/a/../b", "neither . nor ..")] {
+        let volume = format!("data:{path}");
+        let call = Call::new(["run", "-v", &volume, "true"]).private();
+        call.output().exits(125).says("volumes[0].guest_path").says(why);
+    }
+}
+
+#[test]
+fn what_no_volume_is_made_of_is_refused() {
+    let create = |arguments: &[&str]| {
+        Call::new(["volume", "create"]).arguments(arguments).private().output()
+    };
+    create(&["../x"]).exits(2).says("name: must be");
+    create(&["x", "--size", "1m"]).exits(2).says("size_bytes: must be");
+    create(&["x", "--size", "much"]).exits(2).says("is not a size");
+    let rm = Call::new(["volume", "rm", "nope"]).private().output();
+    rm.exits(3).says("there is no volume \"nope\"");
+}
+
+#[test]
 fn a_name_that_could_be_a_path_is_refused() {
     sandforge(["run", "--name", "../x", "true"]).exits(125).says("\"../x\" is not a name");
 }

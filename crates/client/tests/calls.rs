@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 
 use api::{
     ApplyChanges, AttachQuery, AuditQuery, AuditRange, ChangesQuery, Command, CreateKey,
-    CreateSandbox, CreateToken, CreateWebhook, DeliveryQuery, DiffQuery, DiscardChanges,
-    EventQuery, Exec, ListFilesQuery, ListSandboxes, LogQuery, MakeDirectory, MoveFile,
-    NetworkMode, PageQuery, PathQuery, PolicyCheck, PolicyRequest, PtyQuery, ROUTES, ReadQuery,
-    Role, Route, SecretQuery, SetSecret, StatQuery, TarInQuery, TokenQuery, UpdateSandbox,
-    WatchQuery, WindowSize, WriteQuery,
+    CreateSandbox, CreateToken, CreateVolume, CreateWebhook, DeliveryQuery, DiffQuery,
+    DiscardChanges, EventQuery, Exec, ListFilesQuery, ListSandboxes, LogQuery, MakeDirectory,
+    MoveFile, NetworkMode, PageQuery, PathQuery, PolicyCheck, PolicyRequest, PtyQuery, ROUTES,
+    ReadQuery, Role, Route, SecretQuery, SetSecret, StatQuery, TarInQuery, TokenQuery,
+    UpdateSandbox, VolumeQuery, WatchQuery, WindowSize, WriteQuery,
 };
 use client::{Client, Error, Output, Retries};
 use http::Request;
@@ -125,6 +125,12 @@ async fn call_everything(client: &Client) {
     let _ = client.create_token(&create_token()).await;
     let _ = client.list_tokens(&TokenQuery::default()).await;
     let _ = client.revoke_token("t").await;
+    let name = "data".to_owned();
+    let volume = CreateVolume { name, size_bytes: None, workspace: None };
+    let _ = client.create_volume(&volume).await;
+    let _ = client.list_volumes(&VolumeQuery::default()).await;
+    let _ = client.get_volume("data", &VolumeQuery::default()).await;
+    let _ = client.remove_volume("data", &VolumeQuery::default()).await;
     let secret = SetSecret { env: Some("TOKEN".into()), ..SetSecret::default() };
     let _ = client.list_secrets(&SecretQuery::default()).await;
     let _ = client.set_secret("github", &secret).await;

@@ -2,7 +2,7 @@
 
 use policy::{
     Command, Create, Decision, Exec, Host, Isolation, Kind, Layer, Live, Mount, MountRequest,
-    Network, NetworkRequest, Policy, Request, Resource, Role, Subject,
+    Network, NetworkRequest, Policy, Request, Resource, Role, Subject, VolumeRequest,
 };
 
 fn host() -> Host {
@@ -488,6 +488,20 @@ fn remedies_allow_what_they_say() {
         assert!(decision.allowed, "{decision}\n{repaired}");
         assert_eq!(decision.rule.file, "policy.toml");
     }
+}
+
+#[test]
+fn a_volume_has_the_bound_of_a_disk() {
+    let decide = |text: &str, size_gb| {
+        let volume = VolumeRequest { who: member(), size_gb };
+        policy(vec![administrator(text)]).decide(&Request::Volume(volume))
+    };
+    let bound = "[resources]\ndisk_gb_max = 10\n";
+    assert!(decide(bound, 10).allowed);
+    let denied = decide(bound, 11);
+    assert!(!denied.allowed);
+    assert_eq!((denied.rule.file.as_str(), denied.rule.line), ("policy.toml", 2));
+    assert!(decide("", 16384).allowed, "{}", decide("", 16384));
 }
 
 #[test]

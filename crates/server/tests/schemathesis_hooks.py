@@ -32,7 +32,7 @@ def settle(create):
     create["engine"] = "mock"
     for field in ("image", "cpu", "disk_gb", "min_isolation"):
         create.pop(field, None)
-    for field in ("profiles", "credentials", "gateways"):
+    for field in ("profiles", "credentials", "gateways", "volumes", "caches"):
         create.pop(field, None)
     rules(create)
     if create.get("memory_mb"):
@@ -65,6 +65,8 @@ def before_call(context, case, kwargs):
         settle(body)
     elif label == "PATCH /v1/sandboxes/{sandbox}":
         rules(body)
+    elif label == "POST /v1/volumes":
+        body["size_bytes"] = 64 << 20
     elif label.startswith("PUT ") and "/secrets/" in label:
         # A service has to be known, and a secret has exactly one source.
         case.path_parameters["service"] = "github"

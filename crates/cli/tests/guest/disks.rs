@@ -1,13 +1,17 @@
 //! What a machine's root is made of, below the tasks.
 
 use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use engine::{Attachment, BootSpec, Disks, Guest, Layer, System};
 use image::erofs::{Limits, from_tar};
-use supervisor::SandboxSpec;
 use supervisor::wire::envelope::key_to_hex;
+use supervisor::{Error, LinkError, SandboxSpec, Volume, VolumeAccess};
 
-use crate::support::{block_on, engines, run_in, sh, shell, supervisor, with_spec};
+use crate::support::{block_on, engines, run_in, sh, shell, spec_of, supervisor, with_spec};
 
 /// A layer of these files.
 fn layer(files: &[(&str, &str)]) -> Layer {
@@ -58,7 +62,7 @@ fn printed(disks: impl Fn() -> Disks, line: &str) -> Vec<String> {
         };
         let mut machine = supervisor().engine(engine).unwrap().boot(spec).await.unwrap();
         let carrier = machine.carrier().unwrap();
-        let patience = std::time::Duration::from_secs(120);
+        let patience = Duration::from_secs(120);
         let guest = link::Guest::connect(carrier, "sb-disks", key, patience, None).await.unwrap();
         guest.freshen().await.unwrap();
         let ran = run_in(&guest, shell(line)).await.unwrap();
@@ -136,4 +140,92 @@ fn a_sandbox_has_the_disk_that_it_asked_for_and_no_more() {
             Some(0)
         );
     });
+}
+
+/// A new volume.
+fn volume() -> File {
+    let file = tempfile::tempfile().unwrap();
+    let (uuid, owner) = ([2; 16], (1000, 1000));
+    let options = ext4::Options { bytes: 1 << 30, journal: true, owner, uuid, time: 0 };
+    ext4::format(&file, &options).unwrap();
+    file
+}
+
+/// A small guest of this engine with this volume.
+fn spec_with(engine: &str, file: &File, access: VolumeAccess) -> SandboxSpec {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let file = match access {
+        VolumeAccess::Write => file.try_clone().unwrap(),
+        VolumeAccess::Read | VolumeAccess::Overlay => File::open(path).unwrap(),
+    };
+    let volume = Volume { file: Arc::new(file), guest_path: "/data".into(), access };
+    SandboxSpec { memory_mb: 256, volumes: vec![volume], ..spec_of(engine) }
+}
+
+#[test]
+fn a_volume_is_found_by_the_next_machine_however_the_last_one_ended() {
+    for engine in engines() {
+        let file = volume();
+        let run = async |access, line: &str| {
+            let spec = spec_with(engine, &file, access);
+            let sandbox = supervisor().create(spec, &mut ()).await.unwrap();
+            (sh(&sandbox, line).await.ok(), sandbox)
+        };
+        block_on(async {
+            let line = "echo first > /data/a; sync; echo lost? > /data/b";
+            let (_, killed) = run(VolumeAccess::Write, line).await;
+            // Without a word to its guest.
+            let monitor = killed.monitor_pid().unwrap();
+            drop(killed);
+            let begun = Instant::now();
+            while Path::new(&format!("/proc/{monitor}")).exists() {
+                assert!(begun.elapsed() < Duration::from_secs(60), "its machine goes on");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let line = "cat /data/a; echo second > /data/a; mkdir /data/c";
+            let (said, sandbox) = run(VolumeAccess::Write, line).await;
+            assert_eq!(said, "first\n");
+            sandbox.destroy().await.unwrap();
+            // Whoever reads need not go through a journal now.
+            let line = "cat /data/a; touch /data/a 2>&1; test -d /data/c";
+            let (said, sandbox) = run(VolumeAccess::Read, line).await;
+            assert_eq!(said, "second\ntouch: cannot touch '/data/a': Read-only file system\n");
+            sandbox.destroy().await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn what_is_changed_above_a_volume_is_the_sandbox_s_own() {
+    for engine in engines() {
+        let file = volume();
+        let run = async |access, line: &str| {
+            let spec = spec_with(engine, &file, access);
+            let sandbox = supervisor().create(spec, &mut ()).await.unwrap();
+            let said = sh(&sandbox, line).await.ok();
+            sandbox.destroy().await.unwrap();
+            said
+        };
+        block_on(async {
+            run(VolumeAccess::Write, "echo good > /data/a; mkdir -m 555 /data/d").await;
+            let line = "echo bad > /data/a; rm -r /data/d; echo x > /data/x; cat /data/a";
+            assert_eq!(run(VolumeAccess::Overlay, line).await, "bad\n");
+            let line = "cat /data/a; cd /data; ls -d a d x 2>/dev/null || true";
+            assert_eq!(run(VolumeAccess::Overlay, line).await, "good\na\nd\n");
+        });
+    }
+}
+
+#[test]
+fn a_volume_follows_no_link_of_an_image() {
+    // /bin is one, to /usr/bin.
+    for engine in engines() {
+        block_on(async {
+            let mut spec = spec_with(engine, &volume(), VolumeAccess::Write);
+            spec.volumes[0].guest_path = "/bin/x".into();
+            let refused = supervisor().create(spec, &mut ()).await.unwrap_err();
+            let Error::Guest(LinkError::Operation(error)) = refused else { panic!("{refused:?}") };
+            assert!(error.message.contains("no link may be"), "{error}");
+        });
+    }
 }

@@ -29,7 +29,7 @@ const RECOVER: u32 = 0x4;
 /// Why a volume cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
-    #[error("there is no volume {0:?}: make it with `sandforge volume create {0}`")]
+    #[error("there is no volume {0:?}; `sandforge volume create {0}` makes one")]
     Missing(String),
     #[error("there is a volume {0:?} already: take another name, or remove it")]
     Taken(String),

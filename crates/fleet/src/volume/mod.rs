@@ -166,7 +166,14 @@ impl Manager {
                 self.of_files(&row.workspace, made).await?;
             }
             let access = if *fill { VolumeAccess::Write } else { VolumeAccess::Overlay };
-            volumes.push(self.take(row, &name, tool.guest_path(), access).await?);
+            let taken = self.take(row, &name, tool.guest_path(), access).await;
+            volumes.push(taken.map_err(|error| match error {
+                Error::Refused(problem) if problem.code == Code::NotFound => {
+                    let text = format!("the cache of {tool} is empty: fill it, with {tool}:fill");
+                    Problem::new(Code::NotFound, text).into()
+                }
+                error => error,
+            })?);
         }
         Ok(volumes)
     }
@@ -231,7 +238,7 @@ impl From<VolumeError> for Error {
     fn from(error: VolumeError) -> Self {
         let text = chain(&error);
         match error {
-            VolumeError::Missing(name) => Self::not_found("volume", &name),
+            VolumeError::Missing(_) => Problem::new(Code::NotFound, text).into(),
             VolumeError::Taken(_) => Problem::new(Code::AlreadyExists, text).into(),
             VolumeError::InUse(_) => Problem::new(Code::WrongState, text).into(),
             VolumeError::Format(_) | VolumeError::Io { .. } => Self::Internal(text),

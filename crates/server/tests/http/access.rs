@@ -32,6 +32,7 @@ fn body(route: &Route, number: u8) -> Value {
             "name": "x",
             "public_key": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
         }),
+        "create_volume" => json!({"name": format!("v{number}"), "workspace": "own"}),
         "set_secret" => json!({"value": "a-value-of-a-test", "workspace": "own"}),
         "set_sandbox_secret" => json!({"value": "a-value-of-a-test"}),
         "check_policy" => json!({"request": {"exec": {"command": ["true"]}}}),
@@ -75,6 +76,7 @@ fn request<'a>(
         .replace("{process}", "nobody")
         .replace("{id}", thing)
         .replace("{service}", "github")
+        .replace("{volume}", "data")
         .replace("{delivery}", "nothing");
     let target = format!("{path}{}", query(route));
     let call = match route.method {

@@ -11,4 +11,5 @@ mod secrets;
 mod server;
 mod signatures;
 mod streams;
+mod volumes;
 mod webhooks;
