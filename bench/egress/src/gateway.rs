@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use audit::Entry;
+use audit::{Details, Entry};
 use canonical::{Authority, Host};
 use egress::{
     Config, Credential, Decision, Event, Gateway, Journal, OWN_ADDRESS, Options, PROXY_PORT,
@@ -30,7 +30,7 @@ use crate::origin::{PLACEHOLDER, SECRET};
 /// as the program has it.
 const WAITING: usize = 4096;
 const TOGETHER: usize = 512;
-const GATHERED: Duration = Duration::from_millis(10);
+const GATHERED: Duration = Duration::from_millis(20);
 
 /// Listens for what a guest would open to `one.example`, to `two.example` and to the proxy's port.
 pub(crate) async fn serve(directory: &Path, h1: u16, h2: u16, audited: bool) -> Outcome<[u16; 3]> {
@@ -219,9 +219,7 @@ impl Recorder {
                     }
                 }
                 let entries: Vec<Entry> = events.drain(..).map(|event| entry(&event)).collect();
-                let written = store.write(move |change| {
-                    entries.iter().try_for_each(|entry| change.audit(entry).map(|_| ()))
-                });
+                let written = store.write(move |change| change.audit_all(&entries));
                 let written: Result<(), store::StoreError> = written.await;
                 if let Err(error) = written {
                     eprintln!("bench: {error}");
@@ -250,11 +248,9 @@ fn entry(event: &Event) -> Entry {
         text: rule.text.to_string(),
     });
     entry.generation = Some(event.generation);
-    if let Ok(serde_json::Value::Object(mut details)) = serde_json::to_value(event) {
-        for name in ["kind", "decision", "rule", "generation"] {
-            details.remove(name);
-        }
-        entry.details = details;
+    match Details::of(event) {
+        Ok(details) => entry.details = details,
+        Err(error) => entry = entry.with_detail("error", error.to_string()),
     }
     entry
 }

@@ -1,8 +1,10 @@
+use std::sync::LazyLock;
+
 use api::{AuditQuery, AuditRecord};
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, ToSql, params_from_iter};
 
-use crate::row::{COLUMNS, Row, place};
+use crate::row::{COLUMNS, Content, Row, place};
 use crate::{AuditError, Digest, Entry};
 
 /// The tables of the log. Records are added at the end and nowhere else; only what is in
@@ -107,6 +109,9 @@ impl Head {
     }
 }
 
+/// Rows of one statement, where there are so many: each statement has a price of its own.
+const TOGETHER: usize = 16;
+
 /// Adds a record to the chain whose head is `head`, which moves on to it. A transaction for
 /// writing must be open, and `head` must have been read in it. Where the transaction or the
 /// savepoint is rolled back, `head` is the caller's to put back.
@@ -114,42 +119,79 @@ impl Head {
 /// # Errors
 /// `NoTransaction`, `TooLong` and `Database`; then `head` is as it was.
 pub fn append(connection: &Connection, head: &mut Head, entry: &Entry) -> Result<u64, AuditError> {
+    append_all(connection, head, std::slice::from_ref(entry))?;
+    Ok(head.seq)
+}
+
+/// Adds records, in this order.
+///
+/// # Errors
+/// As of [`append`]; some of them may have been added then.
+pub fn append_all(
+    connection: &Connection,
+    head: &mut Head,
+    entries: &[Entry],
+) -> Result<(), AuditError> {
     if connection.is_autocommit() {
         return Err(AuditError::NoTransaction);
     }
-    entry.check()?;
-    let seq = head.seq + 1;
-    let row =
-        Row::new(entry, seq, head.hash).map_err(|reason| AuditError::Unreadable { seq, reason })?;
-    let rule = row.rule.as_ref();
-    connection
-        .prepare_cached(
-            "INSERT INTO audit (seq, at, actor, operation, workspace, sandbox, request_digest, \
-             task_digest, decision, rule_file, rule_line, rule_text, generation, outcome, \
-             details, prev_hash, hash) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )?
-        .execute(params![
-            seq.cast_signed(),
-            row.at.unix_ms(),
-            row.actor,
-            row.operation,
-            row.workspace,
-            row.sandbox,
-            row.request_digest.as_ref().map(Digest::as_bytes),
-            row.task_digest.as_ref().map(Digest::as_bytes),
-            row.decision.as_str(),
-            rule.map(|rule| &rule.file),
-            rule.map(|rule| rule.line),
-            rule.map(|rule| &rule.text),
-            row.generation.map(u64::cast_signed),
-            row.outcome,
-            row.details.get(),
-            row.prev_hash.as_bytes(),
-            row.hash.as_bytes(),
-        ])?;
-    *head = Head { seq, hash: row.hash };
-    Ok(seq)
+    entries.iter().try_for_each(Entry::check)?;
+    let mut next = *head;
+    let (many, few) = entries.as_chunks::<TOGETHER>();
+    for entries in many {
+        next = insert(connection, next, entries)?;
+    }
+    for entry in few {
+        next = insert(connection, next, std::slice::from_ref(entry))?;
+    }
+    *head = next;
+    Ok(())
+}
+
+/// Inserts all by one statement, and gives the head that they make.
+fn insert(connection: &Connection, mut head: Head, entries: &[Entry]) -> Result<Head, AuditError> {
+    static MANY: LazyLock<String> = LazyLock::new(|| insertion(TOGETHER));
+    static ONE: LazyLock<String> = LazyLock::new(|| insertion(1));
+    let text = if entries.len() == TOGETHER { &MANY } else { &ONE };
+    let mut statement = connection.prepare_cached(text)?;
+    let mut at = 0;
+    for entry in entries {
+        let details = entry.details_text();
+        let content = Content::of(entry, &details);
+        let seq = head.seq + 1;
+        let hash = content.hash_at(seq, head.hash);
+        let mut bind = |value: &dyn ToSql| {
+            at += 1;
+            statement.raw_bind_parameter(at, value)
+        };
+        bind(&seq.cast_signed())?;
+        bind(&content.at.unix_ms())?;
+        bind(&content.actor)?;
+        bind(&content.operation)?;
+        bind(&content.workspace)?;
+        bind(&content.sandbox)?;
+        bind(&content.request_digest.map(Digest::as_bytes))?;
+        bind(&content.task_digest.map(Digest::as_bytes))?;
+        bind(&content.decision.as_str())?;
+        bind(&content.rule.map(|(file, ..)| file))?;
+        bind(&content.rule.map(|(_, line, _)| line))?;
+        bind(&content.rule.map(|(.., text)| text))?;
+        bind(&content.generation.map(u64::cast_signed))?;
+        bind(&content.outcome)?;
+        bind(&content.details)?;
+        bind(head.hash.as_bytes())?;
+        bind(hash.as_bytes())?;
+        head = Head { seq, hash };
+    }
+    statement.raw_execute()?;
+    Ok(head)
+}
+
+/// The statement that inserts so many rows.
+fn insertion(rows: usize) -> String {
+    let marks = vec!["?"; COLUMNS.split(',').count()].join(", ");
+    let rows = vec![format!("({marks})"); rows].join(", ");
+    format!("INSERT INTO audit ({COLUMNS}) VALUES {rows}")
 }
 
 /// How many records are in the database; those that were rotated away are not.

@@ -1,4 +1,7 @@
+use std::borrow::Cow;
+
 use api::{AuditDecision, RuleRef, Timestamp};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::{AuditError, Digest};
@@ -34,7 +37,67 @@ pub struct Entry {
     /// How it went, in a word: `ok`, or the code of a problem.
     pub outcome: String,
     /// More, by operation. Beyond 32 KiB of JSON its size and digest stand for it.
-    pub details: Map<String, Value>,
+    pub details: Details,
+}
+
+/// More about what is recorded: a JSON object.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Details(Form);
+
+#[derive(Debug, Clone, PartialEq)]
+enum Form {
+    Map(Map<String, Value>),
+    /// The object as it is kept, for what is recorded too often to be taken apart first.
+    Text(String),
+}
+
+impl Default for Details {
+    fn default() -> Self {
+        Self(Form::Map(Map::new()))
+    }
+}
+
+impl From<Map<String, Value>> for Details {
+    fn from(map: Map<String, Value>) -> Self {
+        Self(Form::Map(map))
+    }
+}
+
+impl Details {
+    /// The fields of `value`, written once.
+    ///
+    /// # Errors
+    /// Where it is no object of JSON.
+    pub fn of(value: &impl Serialize) -> Result<Self, serde_json::Error> {
+        let text = serde_json::to_string(value)?;
+        match text.starts_with('{') {
+            true => Ok(Self(Form::Text(text))),
+            false => Err(serde::ser::Error::custom("not an object of JSON")),
+        }
+    }
+
+    /// Adds these, or puts them in the place of those of the same name.
+    pub fn extend(&mut self, more: impl IntoIterator<Item = (String, Value)>) {
+        if let Form::Text(text) = &self.0 {
+            self.0 = Form::Map(serde_json::from_str(text).expect("written as an object"));
+        }
+        if let Form::Map(map) = &mut self.0 {
+            map.extend(more);
+        }
+    }
+
+    /// As they are kept.
+    fn text(&self) -> Cow<'_, str> {
+        let text: Cow<'_, str> = match &self.0 {
+            Form::Text(text) => text.into(),
+            Form::Map(map) => serde_json::to_string(map).expect("a map of JSON is JSON").into(),
+        };
+        if text.len() <= MAX_DETAILS {
+            return text;
+        }
+        let digest = Digest::of(text.as_bytes());
+        json!({"omitted_bytes": text.len(), "omitted_sha256": digest}).to_string().into()
+    }
 }
 
 impl Entry {
@@ -52,7 +115,7 @@ impl Entry {
             rule: None,
             generation: None,
             outcome: "ok".to_owned(),
-            details: Map::new(),
+            details: Details::default(),
         }
     }
 
@@ -93,18 +156,13 @@ impl Entry {
     /// The same, with this detail.
     #[must_use]
     pub fn with_detail(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
-        self.details.insert(name.into(), value.into());
+        self.details.extend([(name.into(), value.into())]);
         self
     }
 
     /// The details as they are kept.
-    pub(crate) fn details_text(&self) -> String {
-        let text = serde_json::to_string(&self.details).expect("a map of JSON is JSON");
-        if text.len() <= MAX_DETAILS {
-            return text;
-        }
-        let digest = Digest::of(text.as_bytes());
-        json!({"omitted_bytes": text.len(), "omitted_sha256": digest}).to_string()
+    pub(crate) fn details_text(&self) -> Cow<'_, str> {
+        self.details.text()
     }
 
     pub(crate) fn check(&self) -> Result<(), AuditError> {
@@ -140,6 +198,21 @@ mod tests {
         let kept: Map<String, Value> = serde_json::from_str(&long.details_text()).unwrap();
         assert_eq!(kept["omitted_bytes"], MAX_DETAILS + r#"{"argv":""}"#.len());
         assert!(kept["omitted_sha256"].is_string());
+    }
+
+    #[test]
+    fn details_that_were_written_before_are_kept_as_they_are_and_can_be_added_to() {
+        #[derive(Serialize)]
+        struct More {
+            host: &'static str,
+            bytes: u64,
+        }
+        let written = Details::of(&More { host: "a.example", bytes: 7 }).unwrap();
+        let entry = Entry { details: written, ..Entry::allowed("alice", "exec") };
+        assert_eq!(entry.details_text(), r#"{"host":"a.example","bytes":7}"#);
+        let entry = entry.with_detail("bytes", 8);
+        assert_eq!(entry.details_text(), r#"{"bytes":8,"host":"a.example"}"#);
+        assert!(Details::of(&"text").is_err());
     }
 
     #[test]

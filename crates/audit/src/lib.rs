@@ -22,11 +22,11 @@ mod scan;
 mod segment;
 mod verify;
 
-pub use chain::{Head, SCHEMA, append, count, get, list, tail};
+pub use chain::{Head, SCHEMA, append, append_all, count, get, list, tail};
 pub use checkpoint::{checkpoint, latest_checkpoint, read_head_file, sign, write_head_file};
 pub use digest::{Digest, NotADigest};
 pub use ed25519_dalek::VerifyingKey;
-pub use entry::Entry;
+pub use entry::{Details, Entry};
 pub use error::AuditError;
 pub use export::Export;
 pub use key::Key;

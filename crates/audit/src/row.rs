@@ -53,33 +53,42 @@ pub(crate) struct Rule {
     pub(crate) text: String,
 }
 
-impl Row {
-    /// The record of `entry` at a place of the chain.
-    pub(crate) fn new(entry: &Entry, seq: u64, prev_hash: Digest) -> Result<Self, String> {
-        let mut row = Self {
-            seq,
+/// What of a record is hashed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Content<'a> {
+    pub(crate) at: Timestamp,
+    pub(crate) actor: &'a str,
+    pub(crate) operation: &'a str,
+    pub(crate) workspace: Option<&'a str>,
+    pub(crate) sandbox: Option<&'a str>,
+    pub(crate) request_digest: Option<&'a Digest>,
+    pub(crate) task_digest: Option<&'a Digest>,
+    pub(crate) decision: AuditDecision,
+    /// Its file, line and text.
+    pub(crate) rule: Option<(&'a str, u32, &'a str)>,
+    pub(crate) generation: Option<u64>,
+    pub(crate) outcome: &'a str,
+    pub(crate) details: &'a str,
+}
+
+impl<'a> Content<'a> {
+    /// Of `entry`, whose details are this text.
+    pub(crate) fn of(entry: &'a Entry, details: &'a str) -> Self {
+        let rule = entry.rule.as_ref();
+        Self {
             at: entry.at,
-            actor: entry.actor.clone(),
-            operation: entry.operation.clone(),
-            workspace: entry.workspace.clone(),
-            sandbox: entry.sandbox.clone(),
-            request_digest: entry.request_digest,
-            task_digest: entry.task_digest,
+            actor: &entry.actor,
+            operation: &entry.operation,
+            workspace: entry.workspace.as_deref(),
+            sandbox: entry.sandbox.as_deref(),
+            request_digest: entry.request_digest.as_ref(),
+            task_digest: entry.task_digest.as_ref(),
             decision: entry.decision,
-            rule: entry.rule.as_ref().map(|rule| Rule {
-                file: rule.file.clone(),
-                line: rule.line,
-                text: rule.text.clone(),
-            }),
+            rule: rule.map(|rule| (rule.file.as_str(), rule.line, rule.text.as_str())),
             generation: entry.generation,
-            outcome: entry.outcome.clone(),
-            details: RawValue::from_string(entry.details_text())
-                .map_err(|error| error.to_string())?,
-            prev_hash,
-            hash: Digest::ZERO,
-        };
-        row.hash = row.hash_at(seq, prev_hash);
-        Ok(row)
+            outcome: &entry.outcome,
+            details,
+        }
     }
 
     /// The hash that this content has at a place. Every field is there with its length or its
@@ -92,21 +101,43 @@ impl Row {
         hash.update(self.at.unix_ms().to_be_bytes());
         put(&mut hash, self.actor.as_bytes());
         put(&mut hash, self.operation.as_bytes());
-        put_some(&mut hash, self.workspace.as_deref().map(str::as_bytes));
-        put_some(&mut hash, self.sandbox.as_deref().map(str::as_bytes));
-        put_some(&mut hash, self.request_digest.as_ref().map(|d| &d.as_bytes()[..]));
-        put_some(&mut hash, self.task_digest.as_ref().map(|d| &d.as_bytes()[..]));
+        put_some(&mut hash, self.workspace.map(str::as_bytes));
+        put_some(&mut hash, self.sandbox.map(str::as_bytes));
+        put_some(&mut hash, self.request_digest.map(|d| &d.as_bytes()[..]));
+        put_some(&mut hash, self.task_digest.map(|d| &d.as_bytes()[..]));
         put(&mut hash, self.decision.as_str().as_bytes());
-        put_some(&mut hash, self.rule.as_ref().map(|rule| rule.file.as_bytes()));
+        put_some(&mut hash, self.rule.map(|(file, ..)| file.as_bytes()));
         put_some(
             &mut hash,
-            self.rule.as_ref().map(|rule| rule.line.to_be_bytes()).as_ref().map(|b| &b[..]),
+            self.rule.map(|(_, line, _)| line.to_be_bytes()).as_ref().map(|b| &b[..]),
         );
-        put_some(&mut hash, self.rule.as_ref().map(|rule| rule.text.as_bytes()));
+        put_some(&mut hash, self.rule.map(|(.., text)| text.as_bytes()));
         put_some(&mut hash, self.generation.map(u64::to_be_bytes).as_ref().map(|b| &b[..]));
         put(&mut hash, self.outcome.as_bytes());
-        put(&mut hash, self.details.get().as_bytes());
+        put(&mut hash, self.details.as_bytes());
         Digest::from(<[u8; 32]>::from(hash.finalize()))
+    }
+}
+
+impl Row {
+    /// The hash that this content has at a place.
+    pub(crate) fn hash_at(&self, seq: u64, prev: Digest) -> Digest {
+        let rule = self.rule.as_ref();
+        let content = Content {
+            at: self.at,
+            actor: &self.actor,
+            operation: &self.operation,
+            workspace: self.workspace.as_deref(),
+            sandbox: self.sandbox.as_deref(),
+            request_digest: self.request_digest.as_ref(),
+            task_digest: self.task_digest.as_ref(),
+            decision: self.decision,
+            rule: rule.map(|rule| (rule.file.as_str(), rule.line, rule.text.as_str())),
+            generation: self.generation,
+            outcome: &self.outcome,
+            details: self.details.get(),
+        };
+        content.hash_at(seq, prev)
     }
 
     /// From the columns [`COLUMNS`].

@@ -6,13 +6,15 @@ use std::time::{Duration, SystemTime};
 use rules::Origin;
 use serde::Serialize;
 
-/// One lookup, connection or request.
+/// One lookup, connection or request. As JSON it is what goes beside its kind, decision, rule and
+/// generation, which a record has places of its own for.
 #[derive(Debug, Clone, Serialize)]
 pub struct Event {
     /// When it began.
     #[serde(skip)]
     pub at: SystemTime,
     /// What it was.
+    #[serde(skip)]
     pub kind: Kind,
     /// The name or the address that was asked for, in its one spelling.
     pub host: String,
@@ -25,9 +27,10 @@ pub struct Event {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// What was decided.
+    #[serde(skip)]
     pub decision: Decision,
     /// The rule that decided, with its place.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown")]
+    #[serde(skip)]
     pub rule: Option<Origin>,
     /// Why it was denied or failed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,6 +39,7 @@ pub struct Event {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// Counts the sets of rules: which one it was judged by.
+    #[serde(skip)]
     pub generation: u64,
     /// The name of the credential that was put in.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,17 +83,12 @@ impl Event {
     }
 }
 
-fn shown<S: serde::Serializer>(rule: &Option<Origin>, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(rule.as_ref().expect("none is skipped"))
-}
-
 fn milliseconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_f64((duration.as_secs_f64() * 1e6).round() / 1e3)
 }
 
 /// What a guest did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// It asked for a name that no rule lets it reach.
     Lookup,
@@ -100,8 +99,7 @@ pub enum Kind {
 }
 
 /// What came of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     /// It was let through.
     Allowed,

@@ -143,9 +143,7 @@ impl Batch {
                 }
             }
         }
-        for entry in &self.entries {
-            change.audit(entry)?;
-        }
+        change.audit_all(&self.entries)?;
         for Happening { kind, sandbox, workspace, data } in self.events {
             change.event(kind, sandbox.as_deref(), workspace.as_deref(), data)?;
         }

@@ -15,7 +15,7 @@ use api::{
     AuditDecision, CreateSandbox, NetworkMode, Operation, PolicyDecision, Problem, ReachRequest,
     RuleRef, Sandbox, SandboxCredential, Timestamp, UpdateSandbox,
 };
-use audit::Entry;
+use audit::{Details, Entry};
 use egress::{Credential, Decision, Event, Gateway, Journal, Kind, Upstream};
 use rules::{Access, Explanation, Layer, Probe, Rules};
 use serde::Deserialize;
@@ -39,7 +39,7 @@ const WAITING: usize = 4096;
 /// Most events of one transaction.
 const TOGETHER: usize = 512;
 /// How long the first waits for others: each transaction costs as much as many events do.
-const GATHERED: Duration = Duration::from_millis(10);
+const GATHERED: Duration = Duration::from_millis(20);
 /// Most hosts that are remembered as denied.
 const MOST_DENIED: usize = 64;
 
@@ -797,11 +797,9 @@ fn entry(written: &Written) -> Entry {
     if event.decision == Decision::Denied {
         entry.decision = AuditDecision::Denied;
     }
-    if let Ok(serde_json::Value::Object(mut details)) = serde_json::to_value(event) {
-        for name in ["kind", "decision", "rule", "generation"] {
-            details.remove(name);
-        }
-        entry.details = details;
+    match Details::of(event) {
+        Ok(details) => entry.details = details,
+        Err(error) => entry = entry.with_detail("error", error.to_string()),
     }
     entry
 }

@@ -44,6 +44,14 @@ impl<'c> Change<'c> {
         Ok(audit::append(self.view.connection, &mut self.head, entry)?)
     }
 
+    /// Records these, in this order: cheaper than one by one.
+    ///
+    /// # Errors
+    /// `Audit` and `Database`; then the change must fail too.
+    pub fn audit_all(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+        Ok(audit::append_all(self.view.connection, &mut self.head, entries)?)
+    }
+
     /// Signs the audit log's head, with the records of this change. Gives the last signed head,
     /// which is an older one where nothing was recorded since; none where nothing ever was.
     ///
