@@ -140,6 +140,10 @@ impl Line {
         };
         if line.starts_with(b"{\"footer\":") {
             return match serde_json::from_slice::<FooterLine>(line) {
+                // Its signature is of what it says: a time, for one, can be spelled in other ways.
+                Ok(found) if serde_json::to_vec(&found).ok().as_deref() != Some(line) => {
+                    Self::Unreadable("the end is not as it was written".to_owned())
+                }
                 Ok(found) => Self::Footer(Box::new(found.footer)),
                 Err(error) => Self::Unreadable(error.to_string()),
             };

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 /// Longest name (RFC 1035, section 2.3.4), in its dotted form.
 const MAX_NAME: usize = 253;
@@ -37,9 +38,9 @@ pub enum HostError {
 }
 
 /// A DNS name: lower case, no dot at its end, every part of letters, digits and hyphens. Names of
-/// other alphabets are here in their `xn--` form, as on the wire.
+/// other alphabets are here in their `xn--` form, as on the wire. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(String);
+pub struct Name(Arc<str>);
 
 impl Name {
     /// Its text.
@@ -112,7 +113,7 @@ impl Host {
             };
             return Ok(Self::Address(address.into()));
         }
-        Ok(Self::Name(Name(name)))
+        Ok(Self::Name(Name(name.into())))
     }
 
     /// The name, if it is one.
@@ -168,6 +169,12 @@ impl Authority {
         };
         Ok(Self { host: Host::parse(host)?, port })
     }
+
+    /// Whether `text` is this one in its one spelling, without its port where that is
+    /// `default_port`. What is not may still be, in another spelling.
+    pub fn is_spelled(&self, text: &str, default_port: u16) -> bool {
+        self.port == default_port && self.host.name().is_some_and(|name| name.as_str() == text)
+    }
 }
 
 fn port(text: &str) -> Result<u16, HostError> {
@@ -201,6 +208,15 @@ mod tests {
         }
         assert_eq!(shown("xn--bcher-kva.example"), Ok("xn--bcher-kva.example".into()));
         assert_eq!(shown("db"), Ok("db".into()));
+    }
+
+    #[test]
+    fn the_one_spelling_is_known_without_being_read() {
+        let authority = Authority::parse("api.github.com", 443).unwrap();
+        assert!(authority.is_spelled("api.github.com", 443));
+        for (text, port) in [("api.github.com", 80), ("API.github.com", 443), ("github.com", 443)] {
+            assert!(!authority.is_spelled(text, port), "{text} {port}");
+        }
     }
 
     #[test]

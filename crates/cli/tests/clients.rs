@@ -22,13 +22,15 @@ const REAL: [(&str, &str, &str); 4] = [
 ];
 const AWS: [&str; 2] = ["AKIAREAL0123456789AB", "real/secret0123456789abcdefghijklmnopqrs"];
 
-const HOSTS: [&str; 6] = [
+const HOSTS: [&str; 8] = [
     "api.openai.com",
     "api.anthropic.com",
     "api.x.ai",
     "bedrock-runtime.us-east-1.amazonaws.com",
-    "docs.example",
     "github.com",
+    "docs.example",
+    "api.github.com",
+    "store.example",
 ];
 
 /// The clients of Python, at versions that are kept in the cache.
@@ -117,19 +119,22 @@ impl Place {
         certify(path, &HOSTS);
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
         let repositories = path.join("repositories");
-        let bare = repositories.join("acme/web");
         let git = |arguments: &[&str]| {
             let git = Command::new("git").args(arguments).stdout(Stdio::null()).status();
             assert!(git.unwrap().success(), "{arguments:?}");
         };
-        let (seed, to) = (path.join("seed"), bare.to_str().unwrap());
+        let seed = path.join("seed");
         let at = seed.to_str().unwrap();
         git(&["init", "--quiet", "--initial-branch=main", at]);
         let author = ["-c", "user.name=a", "-c", "user.email=a@example.com"];
         let commit = ["commit", "--quiet", "--allow-empty", "--message=one"];
         git(&[&["-C", at], &author[..], &commit].concat());
-        git(&["clone", "--quiet", "--bare", at, to]);
-        git(&["-C", to, "config", "http.receivepack", "true"]);
+        for name in ["acme/web", "acme/big"] {
+            let bare = repositories.join(name);
+            let to = bare.to_str().unwrap();
+            git(&["clone", "--quiet", "--bare", at, to]);
+            git(&["-C", to, "config", "http.receivepack", "true"]);
+        }
 
         let mut origin = plain("python3");
         origin.env("PYTHONPATH", python).env("REAL_AWS", AWS.join(":"));
@@ -220,7 +225,7 @@ fn clients_of_python_and_git_use_credentials_that_they_never_have() {
         ],
     );
     let asked = place.asked();
-    for host in HOSTS.iter().filter(|host| **host != "docs.example") {
+    for host in &HOSTS[..5] {
         assert!(asked.contains(host), "{host}: {asked}");
     }
     assert_eq!(asked.matches("/xai_api.").count(), 1, "{asked}");
@@ -288,6 +293,79 @@ fn git_goes_the_same_way_out_of_a_machine() {
     expect(&output.exits(0), &[("git", "cloned, pushed, refused")]);
     let asked = place.asked();
     assert_eq!(asked.matches("POST /acme/web/git-receive-pack").count(), 1, "{asked}");
+}
+
+/// Whether this host has a program, and with it the sandboxes of the process engine. No image has it.
+fn has(program: &str) -> bool {
+    if !engines().contains(&"process") {
+        return false;
+    }
+    let found = plain(program).arg("--version").output().is_ok_and(|said| said.status.success());
+    if !found {
+        not_run(&format!("{program}: it is not installed (apt-get install {program})"));
+    }
+    found
+}
+
+#[test]
+fn gh_uses_a_token_that_it_never_has_for_what_the_service_lets_it() {
+    if !has("gh") {
+        return;
+    }
+    let Some(python) = python() else {
+        return not_run("gh: pip cannot install what its server is made of");
+    };
+    let place = Place::new(&python);
+    let output = place.run(&[
+        "--engine=process",
+        "--memory=2g",
+        "--credential=github",
+        "--",
+        "python3",
+        "clients.py",
+        "gh",
+    ]);
+    expect(&output.exits(0), &[("gh", "robot, a fault, 2, refused, refused")]);
+    let asked = place.asked();
+    assert!(asked.matches("api.github.com POST /graphql").count() >= 2, "{asked}");
+    assert!(!asked.contains("DELETE"), "{asked}");
+}
+
+/// The server says where each object is: at its own host, which the credential is for, or at another,
+/// which does not get it.
+#[test]
+fn git_lfs_moves_objects_and_the_token_goes_to_no_other_host() {
+    if !has("git-lfs") {
+        return;
+    }
+    let Some(python) = python() else {
+        return not_run("git-lfs: pip cannot install what its server is made of");
+    };
+    let place = Place::new(&python);
+    let output = place.run(&[
+        "--engine=process",
+        "--memory=2g",
+        "--credential=github",
+        "--allow=@github git fetch acme/big",
+        "--allow=@github git push acme/big refs/heads/agent/**",
+        "--allow=READ store.example/lfs/*",
+        "--allow=PUT store.example/lfs/*",
+        "--",
+        "python3",
+        "clients.py",
+        "lfs",
+    ]);
+    let asked = place.asked();
+    expect(&output.exits(0), &[("lfs", "refused, uploaded, downloaded")]);
+    for (line, times) in [
+        ("github.com PUT /acme/big.git/info/lfs/objects/", 2),
+        ("github.com GET /acme/big.git/info/lfs/objects/", 2),
+        ("store.example PUT /lfs/", 2),
+        ("store.example GET /lfs/", 2),
+        ("got a credential", 0),
+    ] {
+        assert_eq!(asked.matches(line).count(), times, "{line}: {asked}");
+    }
 }
 
 /// A wheel of pip, which can be run as it is: of what is installed policy hides the certificates.

@@ -3,6 +3,7 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::Surroundings;
@@ -54,6 +55,17 @@ fn answer(tool: &str, arguments: &[&str]) -> Vec<String> {
     command.args(arguments).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let Ok(mut child) = command.spawn() else { return Vec::new() };
+    // Read while it runs: one that says more than is wanted finds nobody who listens, and ends.
+    let stdout = child.stdout.take();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        let read = stdout.map(|stdout| stdout.take(MAX_ANSWER).read_to_string(&mut text));
+        if matches!(read, Some(Ok(_))) {
+            // Who waits no more needs no answer.
+            let _ = sender.send(text);
+        }
+    });
     let begun = Instant::now();
     let ended = loop {
         match child.try_wait() {
@@ -68,12 +80,13 @@ fn answer(tool: &str, arguments: &[&str]) -> Vec<String> {
             }
         }
     };
-    let mut text = String::new();
-    let stdout = child.stdout.take().filter(|_| ended);
-    let read = stdout.map(|stdout| stdout.take(MAX_ANSWER).read_to_string(&mut text));
-    match read {
-        Some(Ok(_)) => text.lines().map(|line| line.trim().to_owned()).collect(),
-        _ => Vec::new(),
+    if !ended {
+        return Vec::new();
+    }
+    // What it started may hold its output open for longer than it was there.
+    match receiver.recv_timeout(PATIENCE.saturating_sub(begun.elapsed())) {
+        Ok(text) => text.lines().map(|line| line.trim().to_owned()).collect(),
+        Err(_) => Vec::new(),
     }
 }
 
@@ -118,5 +131,12 @@ mod tests {
         assert_eq!(answer("no-such-tool-of-sandforge", &[]), Vec::<String>::new());
         assert_eq!(answer("false", &[]), Vec::<String>::new());
         assert_eq!(answer("echo", &["one"]), ["one"]);
+    }
+
+    #[test]
+    fn a_tool_that_says_too_much_is_not_waited_for() {
+        let begun = Instant::now();
+        assert_eq!(answer("yes", &["https://registry.example/"]), Vec::<String>::new());
+        assert!(begun.elapsed() < PATIENCE);
     }
 }

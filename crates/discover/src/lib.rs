@@ -122,7 +122,6 @@ impl Search<'_> {
         }
     }
 
-    /// Adds what a tool takes where nothing is configured.
     /// Adds what a tool has built in.
     fn add_defaults(&mut self, kind: RegistryKind, urls: &[String], tool: &str) {
         for url in urls {

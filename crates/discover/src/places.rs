@@ -9,8 +9,9 @@ use crate::BuiltIn;
 
 /// Longest file of configuration that is read.
 const MAX_FILE: u64 = 1 << 20;
-/// Most files of one directory.
+/// Most files of one directory, and most names of it that are looked at.
 const MAX_FILES: usize = 200;
+const MAX_NAMES: usize = 10_000;
 
 /// Whose configuration is read. A value of its own, so that it can be any directory.
 #[derive(Debug, Clone, Default)]
@@ -96,7 +97,7 @@ impl Surroundings {
             ending.is_some_and(|ending| endings.contains(&ending))
         };
         let mut files: Vec<PathBuf> =
-            entries.flatten().map(|entry| entry.path()).filter(is_meant).collect();
+            entries.flatten().take(MAX_NAMES).map(|entry| entry.path()).filter(is_meant).collect();
         files.sort();
         files.truncate(MAX_FILES);
         files

@@ -21,18 +21,22 @@ use zeroize::Zeroizing;
 
 use crate::{Error, basic};
 
-/// Headers that carry credentials, at whatever service.
-const CREDENTIAL_HEADERS: [&str; 9] = [
-    "authorization",
-    "x-api-key",
-    "api-key",
-    "x-goog-api-key",
-    "private-token",
-    "job-token",
-    "deploy-token",
-    "x-amz-security-token",
-    "x-auth-token",
-];
+/// Whether a header carries credentials, at whatever service.
+fn is_credential(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "authorization"
+            | "x-api-key"
+            | "api-key"
+            | "x-goog-api-key"
+            | "private-token"
+            | "job-token"
+            | "deploy-token"
+            | "x-amz-security-token"
+            | "x-auth-token"
+    )
+}
+
 /// Keys of queries that do.
 const CREDENTIAL_KEYS: [&str; 6] = [
     "access_token",
@@ -64,6 +68,34 @@ pub(crate) struct Bound {
     pub(crate) service: Arc<Service>,
     pub(crate) placeholder: String,
     pub(crate) secret: Option<Secret>,
+    slots: Arc<[Prepared]>,
+}
+
+/// A slot of a service, with what is looked up for each request read once.
+struct Prepared {
+    slot: Slot,
+    /// The header that it is, or that its value is moved to.
+    header: Option<HeaderName>,
+}
+
+impl Prepared {
+    fn all(service: &Service) -> Arc<[Self]> {
+        let prepared = |slot: &Slot| {
+            let name = match slot {
+                Slot::Header { name, .. } => Some(name),
+                Slot::Query { header, .. } => header.as_ref(),
+                _ => None,
+            };
+            let header = name.and_then(|name| HeaderName::from_bytes(name.as_bytes()).ok());
+            Self { slot: slot.clone(), header }
+        };
+        service.slots.iter().map(prepared).collect()
+    }
+
+    /// The header that it is.
+    fn own_header(&self) -> Option<&HeaderName> {
+        self.header.as_ref().filter(|_| matches!(self.slot, Slot::Header { .. }))
+    }
 }
 
 /// What is known of a host that credentials are for.
@@ -211,7 +243,18 @@ impl Bound {
         if placeholder.len() < 12 || !plain(placeholder.as_bytes()) {
             return Err(Error::Placeholder(service.name.clone()));
         }
-        Ok(Self { service, placeholder, secret: Some(secret) })
+        let slots = Prepared::all(&service);
+        Ok(Self { service, placeholder, secret: Some(secret), slots })
+    }
+
+    /// The same without its secret, which was taken away.
+    pub(crate) fn revoked(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            placeholder: self.placeholder.clone(),
+            secret: None,
+            slots: self.slots.clone(),
+        }
     }
 
     /// What gives the placeholder away in other text.
@@ -230,23 +273,24 @@ impl Bound {
 
 impl Managed {
     /// Puts the credential in, if its placeholder asks for it, and gives its service's name. What
-    /// was put in is marked as sensitive. The query's text is what is sent after it.
+    /// was put in is marked as sensitive. The query's text is what is sent after it, of which `asked`
+    /// is what came.
     pub(crate) fn inject(
         &self,
         headers: &mut HeaderMap,
         query: &mut Zeroizing<String>,
+        asked: &Query,
         serves: impl Fn(&str) -> bool,
         is_secure: bool,
     ) -> Result<Option<String>, Misuse> {
         let mut used = None;
         for name in headers.keys() {
-            let is_credential = CREDENTIAL_HEADERS.contains(&name.as_str());
-            if is_credential && headers.get_all(name).iter().nth(1).is_some() {
+            if is_credential(name) && headers.get_all(name).iter().nth(1).is_some() {
                 return Err(Misuse::Duplicate(name.as_str().to_owned()));
             }
         }
         for one in &self.bound {
-            for slot in &one.service.slots {
+            for slot in &*one.slots {
                 let Some(place) = one.place(slot, headers, query)? else { continue };
                 let name = &one.service.name;
                 if !serves(name) {
@@ -262,19 +306,22 @@ impl Managed {
         }
         let lenient = self.bound.iter().any(|one| one.service.foreign_credentials);
         if !lenient {
-            self.refuse_foreign(headers, query)?;
+            self.refuse_foreign(headers, query, asked)?;
         }
         Ok(used)
     }
 
-    fn refuse_foreign(&self, headers: &HeaderMap, query: &str) -> Result<(), Misuse> {
-        let slots = || self.bound.iter().flat_map(|one| &one.service.slots);
+    fn refuse_foreign(
+        &self,
+        headers: &HeaderMap,
+        query: &str,
+        asked: &Query,
+    ) -> Result<(), Misuse> {
+        let prepared = || self.bound.iter().flat_map(|one| &*one.slots);
+        let slots = || prepared().map(|prepared| &prepared.slot);
         for (name, value) in headers {
-            let is_slot = slots().any(
-                |slot| matches!(slot, Slot::Header { name: slot, .. } if slot == name.as_str()),
-            );
-            let is_credential = is_slot || CREDENTIAL_HEADERS.contains(&name.as_str());
-            if is_credential && !value.is_sensitive() {
+            let is_slot = || prepared().any(|slot| slot.own_header() == Some(name));
+            if !value.is_sensitive() && (is_credential(name) || is_slot()) {
                 return Err(Misuse::Foreign(name.as_str().to_owned()));
             }
         }
@@ -289,7 +336,15 @@ impl Managed {
                 }
             }
         }
-        let Ok(query) = Query::parse(query) else { return Ok(()) };
+        let changed;
+        let query = match query == asked.as_str() {
+            true => asked,
+            false => {
+                let Ok(query) = Query::parse(query) else { return Ok(()) };
+                changed = query;
+                &changed
+            }
+        };
         for (key, value) in query.pairs() {
             let of_slot =
                 slots().any(|slot| matches!(slot, Slot::Query { key: slot, .. } if slot == key));
@@ -310,68 +365,72 @@ impl Managed {
 
 /// Where a placeholder stands.
 enum Place {
-    Header { name: HeaderName, before: String, after: String, is_basic: bool },
-    QueryToHeader { key: String, header: HeaderName },
-    Query { key: String },
-    Protocol { prefix: String },
+    /// After a scheme, which stays as it is spelled.
+    Header {
+        name: HeaderName,
+        scheme: usize,
+    },
+    Basic {
+        before: String,
+        after: String,
+    },
+    QueryToHeader {
+        key: String,
+        header: HeaderName,
+    },
+    Query {
+        key: String,
+    },
+    Protocol {
+        prefix: String,
+    },
 }
 
 impl Bound {
     fn place(
         &self,
-        slot: &Slot,
+        prepared: &Prepared,
         headers: &HeaderMap,
         query: &str,
     ) -> Result<Option<Place>, Misuse> {
         let authorization = || headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        Ok(match slot {
-            Slot::Header { name, scheme } => {
-                let mut values = headers.get_all(name.as_str()).iter();
+        Ok(match &prepared.slot {
+            Slot::Header { scheme, .. } => {
+                let Some(name) = &prepared.header else { return Ok(None) };
+                let mut values = headers.get_all(name).iter();
                 let Some(value) = values.next() else { return Ok(None) };
                 if values.next().is_some() {
-                    return Err(Misuse::Duplicate(name.clone()));
+                    return Err(Misuse::Duplicate(name.as_str().to_owned()));
                 }
-                let Ok(value) = value.to_str() else { return Ok(None) };
+                let value = value.as_bytes();
                 let before = match scheme {
-                    None => Some((String::new(), value)),
+                    None => Some(0),
                     Some(scheme) => value
-                        .split_once(' ')
-                        .filter(|(word, _)| word.eq_ignore_ascii_case(scheme))
-                        .map(|(word, token)| (format!("{word} "), token)),
+                        .iter()
+                        .position(|byte| *byte == b' ')
+                        .filter(|at| value[..*at].eq_ignore_ascii_case(scheme.as_bytes()))
+                        .map(|at| at + 1),
                 };
-                before.filter(|(_, token)| self.is_placeholder(token.as_bytes())).and_then(
-                    |(before, _)| {
-                        Some(Place::Header {
-                            name: HeaderName::from_bytes(name.as_bytes()).ok()?,
-                            before,
-                            after: String::new(),
-                            is_basic: false,
-                        })
-                    },
-                )
+                before
+                    .filter(|at| self.is_placeholder(&value[*at..]))
+                    .map(|scheme| Place::Header { name: name.clone(), scheme })
             }
             Slot::Basic { username } => {
                 authorization().and_then(basic::read).and_then(|(user, password)| {
                     let fits = username.as_ref().is_none_or(|wanted| *wanted == user);
-                    (fits && self.is_placeholder(password.as_bytes())).then(|| Place::Header {
-                        name: AUTHORIZATION,
-                        before: format!("{user}:"),
-                        after: String::new(),
-                        is_basic: true,
-                    })
+                    (fits && self.is_placeholder(password.as_bytes()))
+                        .then(|| Place::Basic { before: format!("{user}:"), after: String::new() })
                 })
             }
             Slot::BasicUser => {
                 authorization().and_then(basic::read).and_then(|(user, password)| {
-                    self.is_placeholder(user.as_bytes()).then(|| Place::Header {
-                        name: AUTHORIZATION,
+                    self.is_placeholder(user.as_bytes()).then(|| Place::Basic {
                         before: String::new(),
                         after: format!(":{password}"),
-                        is_basic: true,
                     })
                 })
             }
-            Slot::Query { key, header } => {
+            Slot::Query { key, .. } => {
                 let parsed = Query::parse(query).unwrap_or_default();
                 let mut values = parsed.values(key);
                 let found =
@@ -383,8 +442,7 @@ impl Bound {
                     return Err(Misuse::Duplicate(key.clone()));
                 }
                 let key = key.clone();
-                match header.as_ref().and_then(|name| HeaderName::from_bytes(name.as_bytes()).ok())
-                {
+                match prepared.header.clone() {
                     Some(header) if headers.contains_key(&header) => {
                         return Err(Misuse::Duplicate(header.as_str().to_owned()));
                     }
@@ -424,13 +482,18 @@ impl Place {
     ) -> Option<()> {
         let secret = std::str::from_utf8(secret.expose()).ok()?;
         match self {
-            Self::Header { name, before, after, is_basic } => {
-                let plain = Zeroizing::new(format!("{before}{secret}{after}"));
-                let value = match is_basic {
-                    false => plain,
-                    true => basic::write(&plain),
-                };
-                headers.insert(name, sensitive(&value)?);
+            Self::Header { name, scheme: 0 } => {
+                headers.insert(name, sensitive(secret)?);
+            }
+            Self::Header { name, scheme } => {
+                let value = headers.get_mut(&name)?;
+                let scheme = std::str::from_utf8(value.as_bytes().get(..scheme)?).ok()?;
+                let whole = Zeroizing::new([scheme, secret].concat());
+                *value = sensitive(&whole)?;
+            }
+            Self::Basic { before, after } => {
+                let plain = Zeroizing::new([before.as_str(), secret, after.as_str()].concat());
+                headers.insert(AUTHORIZATION, sensitive(&basic::write(&plain))?);
             }
             Self::QueryToHeader { key, header } => {
                 *query = Zeroizing::new(without(query, &key).join("&"));

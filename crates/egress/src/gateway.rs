@@ -153,11 +153,7 @@ impl Gateway {
     pub fn revoke(&self, service: &str) {
         let revoked = self.change(|bound| {
             for one in bound.iter_mut().filter(|one| one.service.name == service) {
-                *one = Arc::new(Bound {
-                    service: one.service.clone(),
-                    placeholder: one.placeholder.clone(),
-                    secret: None,
-                });
+                *one = Arc::new(one.revoked());
             }
         });
         if revoked.is_err() {
@@ -208,6 +204,11 @@ impl Inner {
 
     pub(crate) fn rules(&self) -> Rules {
         self.rules.borrow().0.clone()
+    }
+
+    /// The rules, and which ones they are.
+    pub(crate) fn judged(&self) -> (Rules, u64) {
+        self.rules.borrow().clone()
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -432,7 +433,7 @@ impl Inner {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (gated, answer) = Gated::new(stream);
-        let pipeline = Arc::new(Pipeline { gateway: self, entry, refusal, answer: Some(answer) });
+        let pipeline = Arc::new(Pipeline::new(self, entry, refusal, Some(answer)));
         let service = hyper::service::service_fn(move |request| pipeline.clone().handle(request));
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -451,7 +452,7 @@ impl Inner {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let pipeline = Arc::new(Pipeline { gateway: self, entry, refusal, answer: None });
+        let pipeline = Arc::new(Pipeline::new(self, entry, refusal, None));
         let service = hyper::service::service_fn(move |request| pipeline.clone().handle(request));
         let served = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())

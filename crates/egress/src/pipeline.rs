@@ -2,14 +2,15 @@
 //! allowed, which credential goes in, where it is sent, what is taken out of the answer. Each step
 //! can only refuse, and what was judged is what is sent.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use canonical::{Authority, Path, Query};
+use canonical::{Authority, Leniency, Path, Query};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -94,6 +95,28 @@ pub(crate) struct Pipeline {
     /// The connection is refused; it was taken only to say why.
     pub(crate) refusal: Option<Refusal>,
     pub(crate) answer: Option<Answer>,
+    /// What the rules said of the connection's endpoint the last time.
+    known: Mutex<Option<Known>>,
+}
+
+/// What the rules of a generation say of an endpoint.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    generation: u64,
+    leniency: Leniency,
+    /// A rule names its private address.
+    allow_private: bool,
+}
+
+impl Known {
+    /// The strictest where the rules do not name it.
+    fn of((rules, generation): &(Rules, u64), authority: &Authority) -> Self {
+        let (leniency, allow_private) = rules
+            .endpoint(&authority.host, authority.port)
+            .map(|endpoint| (endpoint.leniency, endpoint.allow_private))
+            .unwrap_or_default();
+        Self { generation: *generation, leniency, allow_private }
+    }
 }
 
 /// Why a request is not sent on.
@@ -138,16 +161,13 @@ impl Asked {
     /// Brings the target to one spelling: that of what the rules allow paths of the host, where they
     /// name it, and the strictest where they do not.
     fn new(
-        rules: &Rules,
+        known: Known,
         authority: Authority,
         is_secure: bool,
         path: &str,
         query: Option<&str>,
     ) -> Result<Self, Refused> {
-        let (leniency, allow_private) = rules
-            .endpoint(&authority.host, authority.port)
-            .map(|endpoint| (endpoint.leniency, endpoint.allow_private))
-            .unwrap_or_default();
+        let Known { leniency, allow_private, .. } = known;
         let path =
             Path::parse(path, leniency).map_err(|error| Refused::malformed(error.to_string()))?;
         let query = match query {
@@ -161,6 +181,24 @@ impl Asked {
 }
 
 impl Pipeline {
+    pub(crate) fn new(
+        gateway: Arc<Inner>,
+        entry: Entry,
+        refusal: Option<Refusal>,
+        answer: Option<Answer>,
+    ) -> Self {
+        Self { gateway, entry, refusal, answer, known: Mutex::default() }
+    }
+
+    /// What the rules say of the endpoint of a connection that has one.
+    fn known(&self, judged: &(Rules, u64), authority: &Authority) -> Known {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match *known {
+            Some(known) if known.generation == judged.1 => known,
+            _ => *known.insert(Known::of(judged, authority)),
+        }
+    }
+
     /// Answers a request. Never fails: what goes wrong is an answer too.
     pub(crate) async fn handle(
         self: Arc<Self>,
@@ -253,9 +291,11 @@ impl Pipeline {
         }
         let credentials = gateway.credentials();
         let websocket = websocket::asked(&request);
-        let rules = gateway.rules();
-        let mut asked = self.asked(&request, &rules, &credentials)?;
-        finish.event.host = asked.authority.host.to_string();
+        let judged = gateway.judged();
+        let (rules, generation) = &judged;
+        finish.event.generation = *generation;
+        let mut asked = self.asked(&request, &judged, &credentials)?;
+        finish.event.host = spelled_host(&asked.authority).into_owned();
         finish.event.port = asked.authority.port;
         finish.event.path = Some(asked.path.as_str().to_owned());
         if let Some(refusal) = &self.refusal {
@@ -326,7 +366,8 @@ impl Pipeline {
         if let Some(signed) = &signed
             && let Some(source) = aws::copied(&asked.authority.host, &headers)?
         {
-            let read = Asked::new(&rules, asked.authority.clone(), true, &source, None)?;
+            let known = Known::of(&judged, &asked.authority);
+            let read = Asked::new(known, asked.authority.clone(), true, &source, None)?;
             let (path, query) = (&read.path, &read.query);
             let question =
                 rules::Request { method: "GET", path, query, content_type: None, ..question };
@@ -343,6 +384,7 @@ impl Pipeline {
                 .inject(
                     &mut headers,
                     &mut query,
+                    &asked.query,
                     |service| allowed.serves(service),
                     asked.is_secure,
                 )
@@ -373,7 +415,7 @@ impl Pipeline {
         let only_h1 = websocket.is_some() || !guest_is_h2;
         let mut outgoing = Request::new(body);
         *outgoing.method_mut() = method;
-        *outgoing.uri_mut() = target(&asked, &query)?;
+        *outgoing.uri_mut() = target(&asked.path, &query)?;
         if let Some(websocket) = &websocket {
             websocket.ask(&mut headers);
         }
@@ -410,7 +452,7 @@ impl Pipeline {
         let connection =
             pool.open(upstream, route, allow_private, only_h1).await.map_err(unreachable)?;
         let is_used = connection.is_used();
-        let adapted = adapt(request, route, &connection);
+        let adapted = adapt(request, route, &connection)?;
         request = match connection.send(adapted).await {
             Ok(answer) => return Ok(answer),
             // It was closed while it was idle, and nothing was sent.
@@ -419,7 +461,7 @@ impl Pipeline {
         };
         let connection =
             pool.dial(upstream, route, allow_private, only_h1).await.map_err(unreachable)?;
-        let adapted = adapt(request, route, &connection);
+        let adapted = adapt(request, route, &connection)?;
         connection.send(adapted).await.map_err(|failed| unanswered(&failed.error))
     }
 
@@ -483,7 +525,7 @@ impl Pipeline {
     fn asked(
         &self,
         request: &Request<Incoming>,
-        rules: &Rules,
+        judged: &(Rules, u64),
         credentials: &Credentials,
     ) -> Result<Asked, Refused> {
         let uri = request.uri();
@@ -506,9 +548,10 @@ impl Pipeline {
                 } else {
                     None
                 };
+                let port = default_port(*is_secure);
                 for text in [named, said].into_iter().flatten() {
-                    if Authority::parse(text, default_port(*is_secure)).map_err(bad_host)?
-                        != *authority
+                    if !authority.is_spelled(text, port)
+                        && Authority::parse(text, port).map_err(bad_host)? != *authority
                     {
                         return Err(misdirected());
                     }
@@ -516,7 +559,8 @@ impl Pipeline {
                 if named.or(said).is_none() {
                     return Err(Refused::malformed("no host is named"));
                 }
-                Asked::new(rules, authority.clone(), *is_secure, uri.path(), uri.query())
+                let known = self.known(judged, authority);
+                Asked::new(known, authority.clone(), *is_secure, uri.path(), uri.query())
             }
             Entry::Proxy => {
                 let Some(named) = uri.authority().filter(|_| uri.scheme_str() == Some("http"))
@@ -529,9 +573,10 @@ impl Pipeline {
                 if Authority::parse(said.unwrap_or_default(), 80).map_err(bad_host)? != authority {
                     return Err(misdirected());
                 }
-                Asked::new(rules, authority, false, uri.path(), uri.query())
+                let known = Known::of(judged, &authority);
+                Asked::new(known, authority, false, uri.path(), uri.query())
             }
-            Entry::BaseUrl { port } => base_url(request, *port, said, rules, credentials),
+            Entry::BaseUrl { port } => base_url(request, *port, said, judged, credentials),
         }
     }
 }
@@ -541,7 +586,7 @@ fn base_url(
     request: &Request<Incoming>,
     port: u16,
     said: Option<&str>,
-    rules: &Rules,
+    judged: &(Rules, u64),
     credentials: &Credentials,
 ) -> Result<Asked, Refused> {
     let own =
@@ -578,7 +623,8 @@ fn base_url(
         credentials.bound.iter().find(|one| one.service.name == service).ok_or_else(missing)?;
     let authority = bound.service.inject_hosts.first().ok_or_else(missing)?.clone();
     let path = if path.is_empty() { "/" } else { path };
-    let asked = Asked::new(rules, authority, true, path, uri.query())?;
+    let known = Known::of(judged, &authority);
+    let asked = Asked::new(known, authority, true, path, uri.query())?;
     Ok(Asked { prefix: Some(format!("/proxy/{service}")), ..asked })
 }
 
@@ -785,29 +831,41 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// The target in the form that says everything.
-fn target(asked: &Asked, query: &str) -> Result<Uri, Refused> {
-    let path = match query {
-        "" => asked.path.as_str().to_owned(),
-        query => format!("{}?{query}", asked.path.as_str()),
+/// The target without the host.
+fn target(path: &Path, query: &str) -> Result<Uri, Refused> {
+    let target = match query {
+        "" => path.as_str().to_owned(),
+        query => format!("{}?{query}", path.as_str()),
     };
+    let target =
+        PathAndQuery::try_from(target).map_err(|_| Refused::malformed("the target is too long"))?;
+    Ok(Uri::from(target))
+}
+
+/// The target in the form that says everything.
+fn whole_target(target: &Uri, route: &Route) -> Result<Uri, Refused> {
     let mut parts = http::uri::Parts::default();
-    parts.path_and_query = Some(
-        PathAndQuery::try_from(path).map_err(|_| Refused::malformed("the target is too long"))?,
-    );
-    let scheme = if asked.is_secure { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP };
+    parts.path_and_query = target.path_and_query().cloned();
+    let scheme = if route.is_secure { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP };
     parts.scheme = Some(scheme);
-    let authority = spelled(&asked.authority, asked.is_secure);
+    let authority = spelled(&route.authority, route.is_secure);
     parts.authority =
         Some(authority.parse().map_err(|_| Refused::malformed("the host does not fit"))?);
     Uri::from_parts(parts).map_err(|_| Refused::malformed("the target does not fit"))
 }
 
+fn spelled_host(authority: &Authority) -> Cow<'_, str> {
+    match authority.host.name() {
+        Some(name) => name.as_str().into(),
+        None => authority.host.to_string().into(),
+    }
+}
+
 /// A host, with its port where that is not the usual one.
-fn spelled(authority: &Authority, is_secure: bool) -> String {
+fn spelled(authority: &Authority, is_secure: bool) -> Cow<'_, str> {
     match (authority.port, is_secure) {
-        (443, true) | (80, false) => authority.host.to_string(),
-        (port, _) => format!("{}:{port}", authority.host),
+        (443, true) | (80, false) => spelled_host(authority),
+        (port, _) => format!("{}:{port}", authority.host).into(),
     }
 }
 
@@ -816,15 +874,17 @@ fn adapt(
     mut request: Request<Sent>,
     route: &Route,
     connection: &crate::pool::Connection,
-) -> Request<Sent> {
+) -> Result<Request<Sent>, Refused> {
     match connection {
         crate::pool::Connection::H1(_) => {
             if let Ok(host) = HeaderValue::from_str(&spelled(&route.authority, route.is_secure)) {
                 request.headers_mut().insert(header::HOST, host);
             }
-            let path =
-                request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-            *request.uri_mut() = Uri::from(path);
+            // It may have been meant for HTTP/2 before.
+            if request.uri().authority().is_some() {
+                let path = request.uri().path_and_query().cloned();
+                *request.uri_mut() = Uri::from(path.unwrap_or(PathAndQuery::from_static("/")));
+            }
             *request.version_mut() = Version::HTTP_11;
             // hyper drops a body of unknown length where the method seldom has one.
             if http_body::Body::size_hint(request.body()).exact().is_none()
@@ -834,9 +894,12 @@ fn adapt(
                 request.headers_mut().insert(header::TRANSFER_ENCODING, chunked);
             }
         }
-        crate::pool::Connection::H2(_) => *request.version_mut() = Version::HTTP_2,
+        crate::pool::Connection::H2(_) => {
+            *request.uri_mut() = whole_target(request.uri(), route)?;
+            *request.version_mut() = Version::HTTP_2;
+        }
     }
-    request
+    Ok(request)
 }
 
 /// Replaces credentials in the values of a response's fields; how often.

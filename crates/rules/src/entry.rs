@@ -180,6 +180,7 @@ impl Entry {
                     for (tail, gate) in git(*push) {
                         let tail = tail.iter().map(|part| match *part {
                             "**" => Step::Many,
+                            "*" => Step::One(Glob::Any),
                             part => Step::One(Glob::Literal(part.into())),
                         });
                         let steps = repository.iter().cloned().chain(tail);

@@ -522,6 +522,11 @@ mod git {
         assert!(ask(&push, "download") && ask(&push, "upload"));
         let denied = rules(&["github.com"], &["git push github.com/acme/web"]);
         assert!(ask(&denied, "download") && !ask(&denied, "upload"));
+
+        let object = format!("github.com/acme/web.git/info/lfs/objects/{}", "0a".repeat(32));
+        assert!(allows(&fetch, "GET", &object) && !allows(&fetch, "PUT", &object));
+        assert!(allows(&push, "PUT", &object) && !allows(&push, "DELETE", &object));
+        assert!(!allows(&fetch, "GET", &format!("{object}/verify")));
     }
 }
 

@@ -1,5 +1,5 @@
 use api::FaultKind::{BadCheckpoint, Changed, Removed, Reordered, Truncated};
-use audit::{AuditError, Head};
+use audit::{AuditError, Entry, Head};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rusqlite::types::Value;
@@ -226,6 +226,25 @@ fn the_database_refuses_what_is_not_an_addition_at_the_end() {
         assert!(error.to_string().contains("audit") || error.to_string().contains("checkpoint"));
     }
     assert!(log.verify().ok);
+}
+
+#[test]
+fn records_that_are_added_at_once_are_the_chain_that_they_are_one_by_one() {
+    let one_by_one = Log::new(60, 1000);
+    let mut log = Log::new(3, 1000);
+    let transaction = log.connection.transaction().unwrap();
+    let mut head = Head::read(&transaction).unwrap();
+    let entries: Vec<Entry> = (4..=60).map(entry).collect();
+    audit::append_all(&transaction, &mut head, &entries).unwrap();
+    transaction.commit().unwrap();
+    assert_eq!(head, Head::read(&one_by_one.connection).unwrap());
+    assert!(log.verify().ok);
+
+    let transaction = log.connection.transaction().unwrap();
+    let mut late = Head { seq: 70, ..head };
+    let error = audit::append_all(&transaction, &mut late, &entries).unwrap_err();
+    assert!(error.to_string().contains("audit"), "{error}");
+    assert_eq!(late.seq, 70);
 }
 
 #[test]

@@ -88,6 +88,49 @@ def git():
     return "cloned, pushed, refused"
 
 
+def gh():
+    assert os.environ["GH_TOKEN"].startswith("ghp_")
+    os.environ |= {"GH_CONFIG_DIR": "/tmp/gh", "GH_PROMPT_DISABLED": "1"}
+    status, login = run("gh", "api", "user", "--jq", ".login")
+    assert status == 0, login
+    status, issues = run("gh", "issue", "list", "-R", "acme/web", "--json", "title", "--jq", ".[].title")
+    assert status == 0, issues
+    mutation = "mutation { createIssue(input: {}) { issue { number } } }"
+    status, number = run("gh", "api", "graphql", "-f", f"query={mutation}", "--jq", ".data.createIssue.issue.number")
+    assert status == 0, number
+    refused = []
+    for words in (["-X", "DELETE", "repos/acme/web"], ["graphql", "-f", "query=mutation { createRepository { x } }"]):
+        status, said = run("gh", "api", *words)
+        assert status != 0 and "HTTP 403" in said, said
+        refused.append("refused")
+    status, said = run("gh", "auth", "status")
+    assert status == 0 and "as robot" in said, said
+    return ", ".join([login.strip(), issues.strip(), number.strip(), *refused])
+
+
+def lfs():
+    status, said = run("git", "clone", "-q", "git@github.com:acme/big", "/tmp/big")
+    assert status == 0, said
+    at = ["git", "-C", "/tmp/big", "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    contents = {f"{name}.bin": bytes([name]) * (300_000 + name) for name in range(4)}
+    for name, data in contents.items():
+        with open(f"/tmp/big/{name}", "wb") as file:
+            file.write(data)
+    for words in (["lfs", "install"], ["lfs", "track", "*.bin"], ["add", "-A"], ["commit", "-q", "-m", "large"]):
+        status, said = run(*at, *words)
+        assert status == 0, said
+    status, said = run(*at, "push", "-q", "origin", "HEAD:refs/heads/main")
+    assert status != 0 and "403" in said, said
+    status, said = run(*at, "push", "-q", "origin", "HEAD:refs/heads/agent/one")
+    assert status == 0, said
+    status, said = run("git", "clone", "-q", "-b", "agent/one", "git@github.com:acme/big", "/tmp/again")
+    assert status == 0, said
+    for name, data in contents.items():
+        with open(f"/tmp/again/{name}", "rb") as file:
+            assert file.read() == data, name
+    return "refused, uploaded, downloaded"
+
+
 for name in sys.argv[1:]:
     try:
         print(name, globals()[name](), flush=True)

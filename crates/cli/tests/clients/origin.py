@@ -25,6 +25,7 @@ import grpc
 CERTIFICATE, KEY, GRPC_PORT, REPOSITORIES, LOG = sys.argv[1:]
 REAL = {name: os.environ[name] for name in os.environ if name.startswith("REAL_")}
 lock = threading.Lock()
+objects = {}
 
 
 def note(*words):
@@ -93,7 +94,11 @@ class Origin(BaseHTTPRequestHandler):
         if host == "docs.example":
             return self.send(200, {"path": self.path, "method": self.command})
         if host == "github.com":
-            return self.git(body)
+            return self.lfs(body) if "/info/lfs/" in self.path else self.git(body)
+        if host == "api.github.com":
+            return self.github(body)
+        if host == "store.example":
+            return self.store(body)
         if host.endswith(".amazonaws.com"):
             is_real = sigv4(self, body)
         else:
@@ -172,9 +177,71 @@ class Origin(BaseHTTPRequestHandler):
             self.wfile.write(b"\x88\x02\x03\xe8")
         self.close_connection = True
 
-    def git(self, body):
+    def github(self, body):
+        """What gh asks for, of those parts of the API that it does."""
+        if self.headers.get("authorization") != f"token {REAL['REAL_GITHUB']}":
+            return self.send(401, {"message": "Bad credentials"})
+        note("api.github.com", self.command, self.path, "gh")
+        if self.path in ("/", "/user"):
+            return self.send(200, {"login": "robot"}, headers=[("x-oauth-scopes", "repo, read:org")])
+        if self.path != "/graphql":
+            return self.send(404, {"message": "Not Found"})
+        asked = json.loads(body)["query"]
+        if "mutation" in asked:
+            return self.send(200, {"data": {"createIssue": {"issue": {"number": 2}}}})
+        if "UserCurrent" in asked:
+            return self.send(200, {"data": {"viewer": {"login": "robot"}}})
+        issues = {"nodes": [{"title": "a fault"}], "totalCount": 1}
+        issues["pageInfo"] = {"hasNextPage": False, "endCursor": ""}
+        self.send(200, {"data": {"repository": {"hasIssuesEnabled": True, "issues": issues}}})
+
+    def is_git(self):
         login = base64.b64encode(f"x-access-token:{REAL['REAL_GITHUB']}".encode()).decode()
-        if self.headers.get("authorization") != f"Basic {login}":
+        return self.headers.get("authorization") == f"Basic {login}"
+
+    def lfs(self, body):
+        """Git LFS: of every two objects one is on this host and one on another."""
+        if not self.is_git():
+            return self.send(401, b"", "text/plain", [("lfs-authenticate", "Basic")])
+        note("github.com", self.command, self.path, "git-lfs")
+        if self.path.startswith("/acme/big.git/info/lfs/objects/") and self.command != "POST":
+            return self.object(body)
+        if not self.path.endswith("/objects/batch"):
+            return self.send(404, {"message": "no locks here"}, "application/vnd.git-lfs+json")
+        asked = json.loads(body)
+        answers = []
+        for at, one in enumerate(sorted(asked["objects"], key=lambda one: one["size"])):
+            if asked["operation"] == "upload" and one["oid"] in objects:
+                answers.append(one)
+                continue
+            action = {"href": f"https://github.com/acme/big.git/info/lfs/objects/{one['oid']}"}
+            if at % 2:
+                action = {"href": f"https://store.example/lfs/{one['oid']}?signed=yes"}
+                action["header"] = {"X-Store": "of this object"}
+            answers.append(one | {"actions": {asked["operation"]: action}})
+        self.send(200, {"transfer": "basic", "objects": answers}, "application/vnd.git-lfs+json")
+
+    def store(self, body):
+        """Where objects are: who has the address may, and no credential of another host comes along."""
+        fields = self.headers.keys()
+        if self.headers.get("x-store") != "of this object" or "authorization" in map(str.lower, fields):
+            note("store.example", "got a credential, or not its own field:", *self.headers.items())
+            return self.send(400, {"message": "not like this"})
+        note("store.example", self.command, self.path, "git-lfs")
+        self.object(body)
+
+    def object(self, body):
+        name = urlsplit(self.path).path.rsplit("/", 1)[1]
+        assert len(name) == 64 and name.isalnum(), name
+        if self.command == "GET":
+            return self.send(200, objects[name], "application/octet-stream")
+        if hashlib.sha256(body).hexdigest() != name:
+            return self.send(422, {"message": "not this object"})
+        objects[name] = body
+        self.send(200, b"", "text/plain")
+
+    def git(self, body):
+        if not self.is_git():
             return self.send(401, b"", "text/plain", [("www-authenticate", "Basic")])
         note("github.com", self.command, self.path, "git")
         url = urlsplit(self.path)
