@@ -22,7 +22,7 @@ mod writer;
 
 pub use extract::{Directory, Existing, Extract, ExtractError};
 pub use name::{MAX_COMPONENT, MAX_NAME, Name, NameError, Printable};
-pub use pack::{PackError, Packing, Passed, pack, pack_one};
+pub use pack::{Answer, PackError, Packing, Passed, pack, pack_one};
 pub use reader::{Kind, MAX_EXTENSION, Member, ReadError, Reader};
 pub use root::{Inode, InodeKind, Root};
 pub use walk::{Entry, Step, WalkError, walk};

@@ -15,6 +15,26 @@ pub trait Packing {
         true
     }
 
+    /// Whether the reader is asked before what belongs to the entry follows: a directory's
+    /// entries, a file's content.
+    fn asks(&mut self, _name: &Name, _inode: &Inode) -> bool {
+        false
+    }
+
+    /// The reader has been asked: whether it follows. What both have agreed on to come where it
+    /// does not may be written to `output`.
+    ///
+    /// # Errors
+    /// What kept the answer away.
+    fn follows(
+        &mut self,
+        _name: &Name,
+        _inode: &Inode,
+        _output: &mut dyn Write,
+    ) -> io::Result<bool> {
+        Ok(true)
+    }
+
     /// Content of the file that [`Packing::packed`] will name, as it goes out.
     fn content(&mut self, _part: &[u8]) {}
 
@@ -23,6 +43,29 @@ pub trait Packing {
 
     /// The entry was wanted but is not in.
     fn passed(&mut self, _name: &Name, _why: Passed) {}
+}
+
+/// What a host says to a question of [`Packing::asks`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// What belongs to the entry is not to follow.
+    Over,
+    /// It is to follow.
+    Into,
+    /// It is to follow, and nothing is asked any more.
+    All,
+}
+
+impl Answer {
+    /// What is sent.
+    pub fn byte(self) -> u8 {
+        self as u8
+    }
+
+    /// What was sent.
+    pub fn parse(byte: u8) -> Option<Self> {
+        [Self::Over, Self::Into, Self::All].into_iter().find(|answer| answer.byte() == byte)
+    }
 }
 
 /// Everything, and no questions.
@@ -107,7 +150,11 @@ impl<W: Write, P: Packing> Packer<'_, W, P> {
         match entry.inode.kind {
             InodeKind::Directory => {
                 let Inode { mode, mtime: (mtime, _), .. } = entry.inode;
+                let asks = self.asks(name, &entry.inode);
                 self.writer.directory(name, mode, mtime).map_err(PackError::Send)?;
+                if asks && !self.follows(name, &entry.inode)? {
+                    return Ok(Step::Over);
+                }
                 self.tell(name, Kind::Directory, &entry.inode);
             }
             InodeKind::File => self.add_file(entry, name)?,
@@ -148,17 +195,37 @@ impl<W: Write, P: Packing> Packer<'_, W, P> {
                 self.tell(name, Kind::HardLink { target }, &inode);
                 return Ok(());
             }
+        }
+        let asks = self.asks(name, &inode);
+        self.writer.file(name, mode, mtime, size).map_err(PackError::Send)?;
+        if asks && !self.follows(name, &inode)? {
+            return Ok(());
+        }
+        if inode.links > 1 {
             self.linked.insert(inode.id, name.clone());
         }
         let packing = &mut *self.packing;
-        self.writer
-            .file(name, (mode, mtime, size), &mut file, |part| packing.content(part))
-            .map_err(|error| match error {
+        self.writer.content(size, &mut file, |part| packing.content(part)).map_err(|error| {
+            match error {
                 CopyError::Read(source) => failed(source),
                 CopyError::Write(source) => PackError::Send(source),
-            })?;
+            }
+        })?;
         self.tell(name, Kind::File { size }, &inode);
         Ok(())
+    }
+
+    fn asks(&mut self, name: &Name, inode: &Inode) -> bool {
+        let asks = self.packing.asks(name, inode);
+        if asks {
+            self.writer.ask();
+        }
+        asks
+    }
+
+    fn follows(&mut self, name: &Name, inode: &Inode) -> Result<bool, PackError> {
+        let output = self.writer.output().map_err(PackError::Send)?;
+        self.packing.follows(name, inode, output).map_err(PackError::Send)
     }
 
     fn tell(&mut self, name: &Name, kind: Kind, inode: &Inode) {

@@ -100,6 +100,7 @@ pub struct Reader<R> {
     /// Zeros after it.
     padding: u64,
     ended: bool,
+    is_question: bool,
 }
 
 #[derive(Default)]
@@ -108,13 +109,14 @@ struct Extensions {
     target: Option<Vec<u8>>,
     mtime: Option<i64>,
     size: Option<u64>,
+    is_question: bool,
 }
 
 impl<R: Read> Reader<R> {
     /// Starts on a stream.
     pub fn new(input: R) -> Self {
         let input = BufReader::with_capacity(crate::writer::CHUNK, input);
-        Self { input, left: 0, padding: 0, ended: false }
+        Self { input, left: 0, padding: 0, ended: false, is_question: false }
     }
 
     /// The next member; what is left of the current one's content is skipped. `None` at the
@@ -127,6 +129,7 @@ impl<R: Read> Reader<R> {
             return Ok(None);
         }
         self.skip_content()?;
+        self.is_question = false;
         let mut extensions = Extensions::default();
         for _ in 0..=MAX_EXTENSIONS {
             let Some(header) = self.header()? else {
@@ -158,6 +161,20 @@ impl<R: Read> Reader<R> {
         Content { reader: self }
     }
 
+    /// Whether the sender waits to be told if what belongs to the current member is to follow: a
+    /// directory's entries, a file's content. See [`crate::Packing::asks`].
+    pub fn is_question(&self) -> bool {
+        self.is_question
+    }
+
+    /// The sender was told that what belongs to the current member is not to follow: so a file's
+    /// content does not. The stream is where the next member begins, or what the two have agreed
+    /// on to come before that.
+    pub fn forgo(&mut self) -> &mut impl Read {
+        self.expect(0);
+        &mut self.input
+    }
+
     /// The stream, positioned somewhere after the last member.
     pub fn into_inner(self) -> BufReader<R> {
         self.input
@@ -169,6 +186,7 @@ impl<R: Read> Reader<R> {
         size: u64,
         extensions: Extensions,
     ) -> Result<Member, ReadError> {
+        self.is_question = extensions.is_question;
         let path = extensions.path.unwrap_or_else(|| header.path_bytes().into_owned());
         let name =
             Name::parse(&path).map_err(|source| ReadError::Name { shown: shown(&path), source })?;
@@ -307,6 +325,7 @@ impl Extensions {
                 b"linkpath" => self.target = Some(value.to_vec()),
                 b"size" => self.size = Some(text()?.parse().map_err(|_| damaged())?),
                 b"mtime" => self.mtime = Some(seconds(text()?).ok_or_else(damaged)?),
+                crate::writer::QUESTION => self.is_question = true,
                 _ if key.starts_with(b"GNU.sparse.") => {
                     return Err(ReadError::Damaged("a sparse file, which is not supported"));
                 }

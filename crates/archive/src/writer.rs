@@ -20,7 +20,13 @@ const FIELD: usize = 100;
 pub struct Writer<W: Write> {
     output: BufWriter<W>,
     chunk: Vec<u8>,
+    /// Whether the next member is a question.
+    asks: bool,
 }
+
+/// The record of an extended header that makes its member a question: whoever reads it says whether
+/// what belongs to it is to follow.
+pub(crate) const QUESTION: &[u8] = b"SANDFORGE.question";
 
 /// Why a file's content did not go through.
 #[derive(Debug)]
@@ -32,7 +38,18 @@ pub(crate) enum CopyError {
 impl<W: Write> Writer<W> {
     /// Starts an archive.
     pub fn new(output: W) -> Self {
-        Self { output: BufWriter::with_capacity(CHUNK, output), chunk: vec![0; CHUNK] }
+        Self { output: BufWriter::with_capacity(CHUNK, output), chunk: vec![0; CHUNK], asks: false }
+    }
+
+    /// Makes the next member a question: see [`crate::Reader::is_question`].
+    pub(crate) fn ask(&mut self) {
+        self.asks = true;
+    }
+
+    /// What the archive is written to, with all that was written so far on its way.
+    pub(crate) fn output(&mut self) -> io::Result<&mut W> {
+        self.output.flush()?;
+        Ok(self.output.get_mut())
     }
 
     /// Adds a directory.
@@ -67,18 +84,20 @@ impl<W: Write> Writer<W> {
         self.header(EntryType::Link, name.as_bytes(), Some(target.as_bytes()), mode, mtime, 0)
     }
 
-    /// Adds a file of `size` bytes: content beyond is left out, and where there is less, zeros
+    /// Adds the header of a file of `size` bytes, which [`Writer::content`] has to follow.
+    pub(crate) fn file(&mut self, name: &Name, mode: u32, mtime: i64, size: u64) -> io::Result<()> {
+        self.header(EntryType::Regular, name.as_bytes(), None, mode, mtime, size)
+    }
+
+    /// Adds the `size` bytes of a file: content beyond is left out, and where there is less, zeros
     /// follow, since a file can change while it is read and the header has been sent. `heard`
     /// gets the content as it goes out.
-    pub(crate) fn file(
+    pub(crate) fn content(
         &mut self,
-        name: &Name,
-        (mode, mtime, size): (u32, i64, u64),
+        size: u64,
         content: &mut impl Read,
         mut heard: impl FnMut(&[u8]),
     ) -> Result<(), CopyError> {
-        self.header(EntryType::Regular, name.as_bytes(), None, mode, mtime, size)
-            .map_err(CopyError::Write)?;
         let mut left = size;
         let mut ended = false;
         while left > 0 {
@@ -137,6 +156,9 @@ impl<W: Write> Writer<W> {
         // The field holds no sign.
         if mtime < 0 {
             record(&mut extended, b"mtime", mtime.to_string().as_bytes());
+        }
+        if std::mem::take(&mut self.asks) {
+            record(&mut extended, QUESTION, b"1");
         }
         if !extended.is_empty() {
             if std::str::from_utf8(&extended).is_err() {

@@ -310,8 +310,12 @@ impl Manager {
         by: &Provenance,
     ) -> Result<Download<op::TarOut>, Error> {
         query.validate()?;
-        let tar =
-            op::TarOut { path: text("path", query.path)?, user: user(query.user)?, changed: false };
+        let tar = op::TarOut {
+            path: text("path", query.path)?,
+            user: user(query.user)?,
+            changed: false,
+            asks: false,
+        };
         self.download(caller, sandbox, &tar, by).await
     }
 

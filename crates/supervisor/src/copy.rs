@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, watch};
 use wire::op::{Mkdir, TarIn, TarOut, Transferred};
 use wire::text::Text;
 use workspace::{
-    About, CollectOptions, Collected, Hidden, Manifest, OutsideLinks, PackOptions, Progress,
-    UnpackError, UnpackOptions, collect, pack, unpack,
+    About, Answer, CollectOptions, Collected, Hidden, Manifest, OutsideLinks, PackOptions,
+    Progress, UnpackError, UnpackOptions, collect_asked, pack, unpack,
 };
 
 use crate::{Error, Observer, Phase, Step};
@@ -209,7 +209,7 @@ pub(crate) async fn copy_out(
     observer: &mut dyn Observer,
 ) -> Result<CopySummary, Error> {
     let destination = host.to_owned();
-    let done = take_out(guest, source, host, None, observer, move |input, progress| {
+    let done = take_out(guest, source, host, None, observer, move |input, _, progress| {
         let options = UnpackOptions { outside_links, ..UnpackOptions::default() };
         unpack(input, &destination, &options, progress)
     })
@@ -237,9 +237,10 @@ pub(crate) async fn collect_changes(
         &host,
         remembered.memory.as_deref(),
         observer,
-        move |input, progress| {
+        move |input, answer, progress| {
             let mut manifest = sent.manifest.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut collected = collect(input, &manifest, about, &to, &options, progress)?;
+            let mut collected =
+                collect_asked(input, answer, &manifest, about, &to, &options, progress)?;
             manifest.agree(std::mem::take(&mut collected.agreed));
             Ok(collected)
         },
@@ -254,7 +255,11 @@ async fn take_out<T: Send + 'static>(
     host: &Path,
     memory: Option<&[u8]>,
     observer: &mut dyn Observer,
-    take: impl FnOnce(&mut ChannelReader, &mut dyn FnMut(Progress)) -> Result<T, UnpackError>
+    take: impl FnOnce(
+        &mut ChannelReader,
+        &mut dyn FnMut(Answer) -> io::Result<()>,
+        &mut dyn FnMut(Progress),
+    ) -> Result<T, UnpackError>
     + Send
     + 'static,
 ) -> Result<T, Error> {
@@ -264,13 +269,13 @@ async fn take_out<T: Send + 'static>(
         source: error,
     };
     let path = Text::new(source).map_err(|error| failed(error.into()))?;
-    let tar_out = TarOut { path, user: None, changed: memory.is_some() };
+    let tar_out = TarOut { path, user: None, changed: memory.is_some(), asks: memory.is_some() };
     let call = guest.call(&tar_out).map_err(Error::Guest)?;
     let output = call.output();
     let input = call.input();
     // All of it is read before anything comes.
     if let Some(memory) = memory {
-        for chunk in memory.chunks(CHUNK) {
+        for chunk in memory.chunks(CHUNK).chain([&[0][..]]) {
             match input.write(chunk).await {
                 Ok(()) => {}
                 // Why is told below.
@@ -278,14 +283,20 @@ async fn take_out<T: Send + 'static>(
                 Err(error) => return Err(Error::Guest(error)),
             }
         }
+    } else {
+        input.finish();
     }
-    input.finish();
+    let (answers, runtime) = (call.input(), tokio::runtime::Handle::current());
 
     let (sender, chunks) = mpsc::channel::<Vec<u8>>(CHUNKS);
     let (report, mut progress) = watch::channel(Progress::default());
     let taking = tokio::task::spawn_blocking(move || {
         let mut input = ChannelReader::new(chunks);
-        take(&mut input, &mut |progress| {
+        let mut answer = |answer: Answer| {
+            let told = runtime.block_on(answers.write(&[answer.byte()]));
+            told.map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error.to_string()))
+        };
+        take(&mut input, &mut answer, &mut |progress| {
             report.send_replace(progress);
         })
     });
@@ -308,6 +319,8 @@ async fn take_out<T: Send + 'static>(
         }
     }
     drop(sender);
+    // Whoever still waits for an answer gets none.
+    input.finish();
     let taken = taking.await.map_err(|error| Error::Internal(error.to_string()))?;
     match broken {
         Some(LinkError::Operation(error)) => return Err(failed(error.into())),

@@ -562,6 +562,13 @@ pub struct TarIn {
 ///
 /// With `changed`, the input is what [`TarIn::remember`] told. Files and links that are as they
 /// were then are not in the archive; behind its end come their names, each with a NUL.
+///
+/// With `asks`, the end of what was told is a NUL, and the input goes on. The agent asks about each
+/// directory that nothing of what was told is in, and about each large file that was not told: its
+/// member says so (a record `SANDFORGE.question` of its extended header), and one byte of
+/// input is awaited: 0 where it is not to follow, 1 where it is, 2 where it is and nothing is to be asked
+/// any more. In the place of a directory's entries that are not to follow come
+/// their number and the bytes of their content, 8 bytes of each, the lowest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TarOut {
@@ -573,6 +580,9 @@ pub struct TarOut {
     /// Only what is not as it was.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub changed: bool,
+    /// Ask before much is sent that may be of no use.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub asks: bool,
 }
 
 /// Mounts a directory of the host, which the host serves itself, for every later task. The output is

@@ -23,10 +23,10 @@ mod staging;
 mod sync;
 mod unpack;
 
-pub use archive::{Name, Passed};
+pub use archive::{Answer, Name, Passed};
 pub use changes::{
     About, Agreed, ApplyOptions, Body, ChangeSet, ChangesError, CollectOptions, Collected,
-    Difference, Ignored, Listed, PatternError, Selection, collect,
+    Difference, Ignored, Listed, PatternError, Selection, collect, collect_asked,
 };
 pub use links::{Below, MAX_STEPS, Resolution, Steps, resolve};
 pub use manifest::{Manifest, Node};

@@ -4,6 +4,7 @@
 mod pair;
 
 use std::fs;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -11,8 +12,9 @@ use std::path::{Path, PathBuf};
 use pair::{Pair, read, write};
 use tar::{EntryType, Header};
 use workspace::{
-    About, ApplyOptions, Body, Change, ChangeSet, ChangesError, CollectOptions, Collected,
-    Difference, Hidden, Limits, PackOptions, Selection, Synced, UnpackError, Why, collect, pack,
+    About, Answer, ApplyOptions, Body, Change, ChangeSet, ChangesError, CollectOptions, Collected,
+    Difference, Hidden, Limits, Name, PackOptions, Selection, Synced, UnpackError, Why, collect,
+    collect_asked, pack,
 };
 
 impl Pair {
@@ -590,4 +592,114 @@ fn a_diff_tells_of_lines_links_modes_and_what_is_no_text() {
     assert_eq!(of("link").body, link);
     assert_eq!(of("d").body, Body::Directory);
     assert_eq!(of("long").body, Body::Opaque { before: None, after: Some(1_200_000) });
+}
+
+/// A guest that asks about whatever it has, and does as it is told.
+struct Asking<'a> {
+    told: &'a [(&'a str, Answer)],
+    asked: Vec<String>,
+}
+
+impl archive::Packing for Asking<'_> {
+    fn asks(&mut self, _: &Name, inode: &archive::Inode) -> bool {
+        inode.kind != archive::InodeKind::Symlink
+    }
+
+    fn follows(
+        &mut self,
+        name: &Name,
+        inode: &archive::Inode,
+        output: &mut dyn Write,
+    ) -> io::Result<bool> {
+        self.asked.push(name.to_string());
+        let (expected, answer) = self.told[self.asked.len() - 1];
+        assert_eq!(name.to_string(), expected);
+        if answer == Answer::Over && inode.kind == archive::InodeKind::Directory {
+            output.write_all(&7_u64.to_le_bytes())?;
+            output.write_all(&u64::MAX.to_le_bytes())?;
+        }
+        Ok(answer != Answer::Over)
+    }
+}
+
+#[test]
+fn what_git_ignores_is_not_sent_by_a_guest_that_asks() {
+    let pair = Pair::new(|host| {
+        write(host.join(".gitignore"), "target/\n*.big\n");
+        write(host.join("src/a"), "1");
+    });
+    write(pair.guest("a.big"), "left out");
+    write(pair.guest("b.big/in"), "left out");
+    write(pair.guest("src/b"), "new");
+    write(pair.guest("target/debug/x"), "left out");
+    let told = [
+        (".gitignore", Answer::Into),
+        ("a.big", Answer::Over),
+        ("b.big", Answer::Over),
+        ("src", Answer::Into),
+        ("src/a", Answer::Into),
+        ("src/b", Answer::Into),
+        ("target", Answer::Over),
+    ];
+    let mut asking = Asking { told: &told, asked: Vec::new() };
+    let root = archive::Root::open(&pair.guest("")).unwrap();
+    let mut writer = archive::Writer::new(Vec::new());
+    archive::pack(&root, &mut writer, &mut asking).unwrap();
+    let tar = writer.finish().unwrap();
+    assert!(!tar.windows(8).any(|bytes| bytes == b"left out"));
+
+    let mut answers = Vec::new();
+    let mut answer = |answer| {
+        answers.push(answer);
+        Ok(())
+    };
+    let options = CollectOptions::default();
+    let collected = collect_asked(
+        &mut &tar[..],
+        &mut answer,
+        &pair.manifest,
+        pair.about(),
+        &pair.set(),
+        &options,
+        &mut |_| {},
+    )
+    .unwrap();
+
+    assert_eq!(answers, told.map(|(_, answer)| answer));
+    assert_eq!(names(&collected.set.unwrap()), [("src/b".to_owned(), Change::Created)]);
+    // The file, both directories and what they said to hold; never more bytes than there may be.
+    assert_eq!(collected.ignored.entries, 1 + 1 + 7 + 1 + 7);
+    assert_eq!(collected.ignored.bytes, Limits::default().bytes);
+}
+
+#[test]
+fn a_guest_that_asks_for_nothing_is_told_not_to() {
+    let pair = Pair::new(|host| write(host.join("a"), "1"));
+    for number in 0..1005 {
+        write(pair.guest(&format!("n{number:04}")), "new");
+    }
+    struct All;
+    impl archive::Packing for All {
+        fn asks(&mut self, _: &Name, _: &archive::Inode) -> bool {
+            true
+        }
+    }
+    let root = archive::Root::open(&pair.guest("")).unwrap();
+    let mut writer = archive::Writer::new(Vec::new());
+    archive::pack(&root, &mut writer, &mut All).unwrap();
+    let tar = writer.finish().unwrap();
+    let mut answers = Vec::new();
+    let mut answer = |answer| {
+        answers.push(answer);
+        Ok(())
+    };
+    let options = CollectOptions::default();
+    let (about, set) = (pair.about(), pair.set());
+    let manifest = &pair.manifest;
+    let collected =
+        collect_asked(&mut &tar[..], &mut answer, manifest, about, &set, &options, &mut |_| {});
+
+    assert_eq!(collected.unwrap().set.unwrap().list().count(), 1005);
+    assert_eq!(answers.len(), 1000);
+    assert_eq!(answers.last(), Some(&Answer::All));
 }

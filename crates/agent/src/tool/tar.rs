@@ -1,6 +1,6 @@
 //! Trees in and out: `tar-in` and `tar-out`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -8,8 +8,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use archive::{
-    Existing, Extract, ExtractError, Inode, InodeKind, Kind, Member, Name, PackError, Packing,
-    ReadError, Reader, Root, Step, WalkError, Writer,
+    Answer, Existing, Extract, ExtractError, Inode, InodeKind, Kind, Member, Name, PackError,
+    Packing, ReadError, Reader, Root, Step, WalkError, Writer,
 };
 use wire::op::{ErrorCode, OpError, TarIn, TarOut, Transferred};
 
@@ -82,15 +82,24 @@ fn misplaced(error: &ExtractError) -> OpError {
 pub(super) fn tar_out(op: &TarOut, input: File, output: File) -> Result<Transferred, OpError> {
     let path = absolute(&op.path)?;
     let tried = |error| failed("pack", path, error);
+    let mut input = BufReader::with_capacity(64 << 10, input);
     let memory = match op.changed {
-        true => Memory::read(input).map_err(|error| invalid(format!("what was told: {error}")))?,
+        true => {
+            Memory::read(&mut input).map_err(|error| invalid(format!("what was told: {error}")))?
+        }
         false => Memory::default(),
     };
     let sent = Transferred { bytes: 0, entries: 0 };
-    let mut count = Count { sent, memory, standing: Vec::new() };
+    let mut count = Count { sent, memory, standing: Vec::new(), questions: None };
     let mut writer = Writer::new(output);
     let packed = if fs::symlink_metadata(path).map_err(tried)?.is_dir() {
-        archive::pack(&Root::open(path).map_err(tried)?, &mut writer, &mut count)
+        let root = Root::open(path).map_err(tried)?;
+        if op.changed && op.asks {
+            let known = count.memory.directories();
+            let below = Root::open(path).map_err(tried)?;
+            count.questions = Some(Questions { input, root: below, known });
+        }
+        archive::pack(&root, &mut writer, &mut count)
     } else {
         let name = path.file_name().and_then(|name| Name::parse(name.as_bytes()).ok());
         let (Some(parent), Some(name)) = (path.parent(), name) else {
@@ -116,6 +125,37 @@ struct Count {
     memory: Memory,
     /// Names of what is as it was.
     standing: Vec<u8>,
+    questions: Option<Questions>,
+}
+
+/// A file of this size is worth a question.
+const LARGE: u64 = 256 << 10;
+
+/// What the host is asked, so that what it would throw away is not sent.
+struct Questions {
+    input: BufReader<File>,
+    root: Root,
+    /// Directories that hold something of what was told.
+    known: HashSet<Vec<u8>>,
+}
+
+impl Questions {
+    /// What is in a directory that is not sent: how many entries, and the bytes of their content.
+    fn count(&self, name: &Name) -> [u8; 16] {
+        let (mut entries, mut content) = (0_u64, 0_u64);
+        // It is for a person to read: what of it cannot be looked at does not count.
+        let _ = archive::walk(&self.root, name, |entry| {
+            entries += 1;
+            if entry.inode.kind == InodeKind::File {
+                content = content.saturating_add(entry.inode.size);
+            }
+            Ok::<_, WalkError>(Step::Into)
+        });
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&entries.to_le_bytes());
+        bytes[8..].copy_from_slice(&content.to_le_bytes());
+        bytes
+    }
 }
 
 impl Packing for Count {
@@ -127,6 +167,38 @@ impl Packing for Count {
             self.standing.push(0);
         }
         !stands
+    }
+
+    fn asks(&mut self, name: &Name, inode: &Inode) -> bool {
+        self.questions.as_ref().is_some_and(|questions| match inode.kind {
+            InodeKind::Directory => !questions.known.contains(name.as_bytes()),
+            _ => inode.size > LARGE && !self.memory.0.contains_key(name.as_bytes()),
+        })
+    }
+
+    fn follows(
+        &mut self,
+        name: &Name,
+        inode: &Inode,
+        output: &mut dyn io::Write,
+    ) -> io::Result<bool> {
+        let Some(questions) = &mut self.questions else { return Ok(true) };
+        let mut byte = [0];
+        questions.input.read_exact(&mut byte)?;
+        match Answer::parse(byte[0]).ok_or(io::ErrorKind::InvalidData)? {
+            Answer::Into => Ok(true),
+            Answer::All => {
+                self.questions = None;
+                Ok(true)
+            }
+            Answer::Over => {
+                // Of a file it has the size already.
+                if inode.kind == InodeKind::Directory {
+                    output.write_all(&questions.count(name))?;
+                }
+                Ok(false)
+            }
+        }
     }
 
     fn packed(&mut self, member: &Member, _: &Inode) {
@@ -213,14 +285,31 @@ impl Memory {
         output.flush()
     }
 
-    fn read(input: File) -> io::Result<Self> {
-        let mut input = BufReader::with_capacity(64 << 10, input.take(MAX_MEMORY));
+    /// The directories that hold something of it.
+    fn directories(&self) -> HashSet<Vec<u8>> {
+        let mut found = HashSet::new();
+        for name in self.0.keys() {
+            let mut name = &name[..];
+            while let Some(end) = name.iter().rposition(|&byte| byte == b'/') {
+                name = &name[..end];
+                if !found.insert(name.to_vec()) {
+                    break;
+                }
+            }
+        }
+        found
+    }
+
+    /// Up to the end of the input, or a name of no bytes.
+    fn read(input: &mut BufReader<File>) -> io::Result<Self> {
+        let mut input = input.take(MAX_MEMORY);
         let mut marks = HashMap::new();
         loop {
             let mut name = Vec::new();
             input.by_ref().take(archive::MAX_NAME as u64 + 1).read_until(0, &mut name)?;
             match name.pop() {
                 None => return Ok(Self(marks)),
+                Some(0) if name.is_empty() => return Ok(Self(marks)),
                 Some(0) => {}
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
             }
@@ -325,6 +414,52 @@ mod tests {
             let error = with_input("tar-out", asked, wrong).0.unwrap_err();
             assert_eq!(error.code, ErrorCode::Invalid, "{error}");
         }
+    }
+
+    #[test]
+    fn what_the_host_does_not_want_is_not_sent() {
+        let tree = tempfile::tempdir().unwrap();
+        let (from, to) = (tree.path().join("from"), tree.path().join("to"));
+        fs::create_dir_all(from.join("src/deep")).unwrap();
+        fs::write(from.join("src/deep/a"), "1").unwrap();
+        let (reply, mut asked) =
+            with_input("tar-in", json!({"path": path(&to), "remember": true}), &packed(&from));
+        reply.unwrap();
+        fs::create_dir_all(to.join("src/new")).unwrap();
+        fs::write(to.join("src/new/b"), "2").unwrap();
+        fs::create_dir_all(to.join("target/debug")).unwrap();
+        fs::write(to.join("target/debug/x"), "unwanted").unwrap();
+        fs::write(to.join("core"), vec![7; 300 << 10]).unwrap();
+
+        // Told from the start: nothing of a core, all of src/new, nothing of target.
+        asked.extend([0, Answer::Over.byte(), Answer::Into.byte(), Answer::Over.byte()]);
+        let asks = json!({"path": path(&to), "changed": true, "asks": true});
+        let (reply, output) = with_input("tar-out", asks, &asked);
+
+        reply.unwrap();
+        let mut reader = Reader::new(&output[..]);
+        let mut came = Vec::new();
+        while let Some(member) = reader.next_member().unwrap() {
+            came.push((member.name.to_string(), reader.is_question()));
+            if reader.is_question() && member.name.to_string() != "src/new" {
+                let rest = reader.forgo();
+                if member.kind == Kind::Directory {
+                    let mut told = [0; 16];
+                    rest.read_exact(&mut told).unwrap();
+                    assert_eq!((told[0], told[8]), (2, 8), "two entries of 8 bytes");
+                }
+            }
+        }
+        let came: Vec<_> = came.iter().map(|(name, asked)| (name.as_str(), *asked)).collect();
+        let expected = [
+            ("core", true),
+            ("src", false),
+            ("src/deep", false),
+            ("src/new", true),
+            ("src/new/b", false),
+            ("target", true),
+        ];
+        assert_eq!(came, expected);
     }
 
     #[test]

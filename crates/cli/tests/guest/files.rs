@@ -127,7 +127,8 @@ fn a_tar_goes_in_and_comes_out_the_same() {
         put(guest, &tar_in, &archive).await.unwrap();
         let out = sh(guest, "cat copy/link; stat -c %a copy/dir/file; readlink copy/link").await;
         assert_eq!(out.ok(), "hi\n750\ndir/file\n");
-        let tar_out = TarOut { path: Text::from("/workspace/copy"), user: None, changed: false };
+        let tar_out =
+            TarOut { path: Text::from("/workspace/copy"), user: None, changed: false, asks: false };
         let out = get(guest, &tar_out).await.unwrap();
         put(guest, &write("/workspace/out.tar"), &out).await.unwrap();
         let listed = sh(guest, "tar -tf out.tar | sed 's,/$,,' | sort | tr '\\n' ' '").await.ok();

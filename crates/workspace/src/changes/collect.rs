@@ -6,7 +6,7 @@ use std::io::{self, BufRead as _, Read, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use archive::{ExtractError, Kind, Member, Name, ReadError, Reader, Root};
+use archive::{Answer, ExtractError, Kind, Member, Name, ReadError, Reader, Root};
 use rustix::fs::{CWD, RenameFlags};
 use sha2::{Digest as _, Sha256};
 
@@ -78,6 +78,62 @@ pub fn collect(
     options: &CollectOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Collected, UnpackError> {
+    collect_from(input, None, manifest, about, to, options, progress)
+}
+
+/// As [`collect`], of a guest that asks before it sends what may be ignored: `answer` gets what it is
+/// told.
+///
+/// # Errors
+/// As [`collect`].
+pub fn collect_asked(
+    input: &mut impl Read,
+    answer: &mut dyn FnMut(Answer) -> io::Result<()>,
+    manifest: &Manifest,
+    about: About,
+    to: &Path,
+    options: &CollectOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Collected, UnpackError> {
+    let answers = Answers { answer, vain: 0 };
+    collect_from(input, Some(answers), manifest, about, to, options, progress)
+}
+
+/// Questions in a row that saved nothing, before no more are taken: each costs a round trip.
+const VAIN: u32 = 1000;
+
+/// What a guest is told that asks.
+struct Answers<'a> {
+    answer: &'a mut dyn FnMut(Answer) -> io::Result<()>,
+    vain: u32,
+}
+
+impl Answers<'_> {
+    /// Answers; whether what was asked about does not follow.
+    fn give(&mut self, drop: bool) -> io::Result<bool> {
+        // It was told not to ask any more.
+        if self.vain >= VAIN {
+            return Ok(false);
+        }
+        self.vain = if drop { 0 } else { self.vain + 1 };
+        (self.answer)(match drop {
+            true => Answer::Over,
+            false if self.vain >= VAIN => Answer::All,
+            false => Answer::Into,
+        })?;
+        Ok(drop)
+    }
+}
+
+fn collect_from(
+    input: &mut impl Read,
+    answers: Option<Answers<'_>>,
+    manifest: &Manifest,
+    about: About,
+    to: &Path,
+    options: &CollectOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Collected, UnpackError> {
     let write = |source| ChangesError::Write { path: to.to_owned(), source };
     let read = |source| UnpackError::Open { path: about.host.clone(), source };
     let root = Root::open(&about.host).map_err(read)?;
@@ -101,6 +157,7 @@ pub fn collect(
         standing: BTreeSet::new(),
         ignored: Ignored::default(),
         budget: Budget::new(options.limits),
+        answers,
     };
     taking.all(input, progress)?;
     let Taking { nodes, standing, ignored, dropped, budget, .. } = taking;
@@ -244,7 +301,7 @@ fn keep_content(place: &Path, digest: &[u8; 32], content: &[u8]) -> io::Result<(
     }
 }
 
-struct Taking<'a> {
+struct Taking<'a, 'b> {
     manifest: &'a Manifest,
     place: &'a Path,
     options: &'a CollectOptions,
@@ -257,9 +314,10 @@ struct Taking<'a> {
     standing: BTreeSet<Name>,
     ignored: Ignored,
     budget: Budget,
+    answers: Option<Answers<'b>>,
 }
 
-impl Taking<'_> {
+impl Taking<'_, '_> {
     fn all(
         &mut self,
         input: &mut impl Read,
@@ -270,7 +328,11 @@ impl Taking<'_> {
             self.budget.take(&member)?;
             if !member.name.is_root() {
                 self.check(&member)?;
-                self.take(member, &mut reader.content())?;
+                if reader.is_question() && self.forgoes(&member)? {
+                    self.without(member, reader.forgo())?;
+                } else {
+                    self.take(member, &mut reader.content())?;
+                }
             }
             progress(self.budget.progress());
         }
@@ -326,8 +388,7 @@ impl Taking<'_> {
         let Member { name, kind, mode, mtime } = member;
         let mode = mode & 0o777;
         let known = self.manifest.entries.contains_key(&name);
-        let is_directory = matches!(kind, Kind::Directory);
-        let drop = !known && !self.options.ignored && self.ignores.has(&name, is_directory);
+        let drop = self.drops(&name, matches!(kind, Kind::Directory));
         if known {
             self.standing.insert(name.clone());
         }
@@ -361,6 +422,52 @@ impl Taking<'_> {
         } else {
             self.nodes.insert(name, (node, mtime));
         }
+        Ok(())
+    }
+
+    /// Whether the guest made it and git would ignore it.
+    fn drops(&mut self, name: &Name, is_directory: bool) -> bool {
+        !self.options.ignored
+            && !self.manifest.entries.contains_key(name)
+            && self.ignores.has(name, is_directory)
+    }
+
+    /// Answers the guest's question, and says what it was told: whether what belongs to the entry does
+    /// not follow.
+    fn forgoes(&mut self, member: &Member) -> Result<bool, UnpackError> {
+        let is_directory = match member.kind {
+            Kind::Directory => true,
+            Kind::File { .. } => false,
+            Kind::Symlink { .. } | Kind::HardLink { .. } => {
+                return Err(ReadError::Damaged("a question about a link").into());
+            }
+        };
+        let drop = self.drops(&member.name, is_directory);
+        let Some(answers) = &mut self.answers else { return Ok(false) };
+        Ok(answers.give(drop).map_err(ReadError::Stream)?)
+    }
+
+    /// Takes an entry without what belongs to it. The guest's word about how much that is goes to a
+    /// person and nowhere else.
+    fn without(&mut self, member: Member, input: &mut impl Read) -> Result<(), UnpackError> {
+        let Member { name, kind, mode, mtime } = member;
+        let mode = mode & 0o777;
+        let limits = self.options.limits;
+        let node = match kind {
+            Kind::File { size } => {
+                self.ignored.bytes = self.ignored.bytes.saturating_add(size);
+                Node::File { mode, size, digest: [0; 32] }
+            }
+            _ => {
+                let mut told = [[0; 8]; 2];
+                input.read_exact(told.as_flattened_mut()).map_err(|_| ReadError::Truncated)?;
+                let [entries, bytes] = told.map(u64::from_le_bytes);
+                self.ignored.entries += entries.min(limits.entries);
+                self.ignored.bytes = self.ignored.bytes.saturating_add(bytes).min(limits.bytes);
+                Node::Directory { mode }
+            }
+        };
+        self.drop(name, node, mtime);
         Ok(())
     }
 

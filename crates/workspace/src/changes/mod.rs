@@ -27,7 +27,7 @@ use crate::{Change, Node, is_protected};
 
 pub use apply::ApplyOptions;
 pub(crate) use apply::protected;
-pub use collect::{Agreed, CollectOptions, Collected, collect};
+pub use collect::{Agreed, CollectOptions, Collected, collect, collect_asked};
 pub use diff::{Body, Difference};
 pub use select::{PatternError, Selection};
 
