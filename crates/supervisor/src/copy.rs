@@ -283,10 +283,12 @@ async fn take_out<T: Send + 'static>(
                 Err(error) => return Err(Error::Guest(error)),
             }
         }
-    } else {
-        input.finish();
     }
-    let (answers, runtime) = (call.input(), tokio::runtime::Handle::current());
+    let asks = memory.is_some();
+    if !asks {
+        input.clone().finish();
+    }
+    let (answers, runtime) = (input.clone(), tokio::runtime::Handle::current());
 
     let (sender, chunks) = mpsc::channel::<Vec<u8>>(CHUNKS);
     let (report, mut progress) = watch::channel(Progress::default());
@@ -320,7 +322,9 @@ async fn take_out<T: Send + 'static>(
     }
     drop(sender);
     // Whoever still waits for an answer gets none.
-    input.finish();
+    if asks {
+        input.finish();
+    }
     let taken = taking.await.map_err(|error| Error::Internal(error.to_string()))?;
     match broken {
         Some(LinkError::Operation(error)) => return Err(failed(error.into())),
