@@ -1,9 +1,10 @@
 //! Members of an archive into a directory.
 
+use std::borrow::BorrowMut;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -272,11 +273,12 @@ impl<'a> Extract<'a> {
 
     fn fill(
         &mut self,
-        mut file: File,
+        file: File,
         member: &Member,
         content: &mut impl Read,
     ) -> Result<(), ExtractError> {
         let name = || member.name.clone();
+        let mut sparse = Sparse::new(file);
         loop {
             let got = match content.read(&mut self.chunk) {
                 Ok(0) => break,
@@ -284,13 +286,76 @@ impl<'a> Extract<'a> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => return Err(ExtractError::Receive { name: name(), source }),
             };
-            file.write_all(&self.chunk[..got])
+            sparse
+                .write(&self.chunk[..got])
                 .map_err(|source| ExtractError::WriteFile { name: name(), source })?;
         }
+        let file =
+            sparse.finish().map_err(|source| ExtractError::WriteFile { name: name(), source })?;
         rustix::fs::futimens(&file, &modified(member.mtime))
             .and_then(|()| rustix::fs::fchmod(&file, Mode::from_raw_mode(member.mode & 0o777)))
             .map_err(|error| ExtractError::SetMetadata { name: name(), source: error.into() })
     }
+}
+
+/// A new file in which long runs of zeros become holes: an archive has none, and a disk has not
+/// always room for what a file of the other side only claims to hold.
+#[derive(Debug)]
+pub struct Sparse<F> {
+    file: F,
+    /// Bytes before the end that were not written.
+    hole: u64,
+}
+
+/// The least that is worth a hole: what file systems allocate at once is no more.
+const HOLE: usize = 32 << 10;
+
+impl<F: BorrowMut<File>> Sparse<F> {
+    /// Writes to a file that is empty.
+    pub fn new(file: F) -> Self {
+        Self { file, hole: 0 }
+    }
+
+    /// Writes what comes next.
+    ///
+    /// # Errors
+    /// As `write` and `lseek`.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() >= HOLE && is_zero(bytes) {
+            self.hole += bytes.len() as u64;
+            return Ok(());
+        }
+        self.skip()?;
+        self.file.borrow_mut().write_all(bytes)
+    }
+
+    /// Gives the file back, as long as what was written.
+    ///
+    /// # Errors
+    /// As `lseek` and `ftruncate`.
+    pub fn finish(mut self) -> io::Result<F> {
+        if self.hole > 0 {
+            self.skip()?;
+            let file = self.file.borrow_mut();
+            let end = file.stream_position()?;
+            file.set_len(end)?;
+        }
+        Ok(self.file)
+    }
+
+    fn skip(&mut self) -> io::Result<()> {
+        if self.hole > 0 {
+            let hole = i64::try_from(self.hole).map_err(|_| io::ErrorKind::FileTooLarge)?;
+            self.file.borrow_mut().seek(SeekFrom::Current(hole))?;
+            self.hole = 0;
+        }
+        Ok(())
+    }
+}
+
+/// Compares the bytes with themselves, one further on: as fast as memory is.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&0) && bytes[1..] == bytes[..bytes.len() - 1]
 }
 
 #[cfg(test)]
@@ -315,6 +380,25 @@ mod tests {
 
     fn hard_link(name: &str, target: &str) -> Member {
         member(name, Kind::HardLink { target: Name::parse(target.as_bytes()).unwrap() })
+    }
+
+    #[test]
+    fn long_runs_of_zeros_become_holes_and_nothing_else_changes() {
+        let tree = tempfile::tempdir().unwrap();
+        let root = Root::open(tree.path()).unwrap();
+        let mut content = vec![0; 4 << 20];
+        content[0] = 1;
+        content[2 << 20] = 2;
+        for (name, length) in [("inside", (2 << 20) + 1), ("at-the-end", 4 << 20), ("short", 100)] {
+            let content = &content[..length];
+            let member = member(name, Kind::File { size: length as u64 });
+            let mut extract = Extract::new(&root, Existing::Refuse);
+            extract.add(&member, &mut &content[..]).unwrap();
+            let path = tree.path().join(name);
+            assert!(fs::read(&path).unwrap() == content, "{name}");
+            let blocks = fs::metadata(&path).unwrap().blocks();
+            assert!(blocks * 512 <= 1 << 20, "{name}: {blocks}");
+        }
     }
 
     #[test]

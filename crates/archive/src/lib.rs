@@ -20,7 +20,7 @@ mod root;
 mod walk;
 mod writer;
 
-pub use extract::{Directory, Existing, Extract, ExtractError};
+pub use extract::{Directory, Existing, Extract, ExtractError, Sparse};
 pub use name::{MAX_COMPONENT, MAX_NAME, Name, NameError, Printable};
 pub use pack::{Answer, PackError, Packing, Passed, pack, pack_one};
 pub use reader::{Kind, MAX_EXTENSION, Member, ReadError, Reader};

@@ -541,9 +541,12 @@ mod tests {
         let mut writer = Writer::new(Vec::new());
         for (Member { name, kind, mode, mtime }, content) in members {
             match kind {
-                Kind::File { size } => writer
-                    .file(name, (*mode, *mtime, *size), &mut &content[..], |_| {})
-                    .map_err(|_| io::ErrorKind::Other.into()),
+                Kind::File { size } => {
+                    writer.file(name, *mode, *mtime, *size).unwrap();
+                    writer
+                        .content(*size, &mut &content[..], |_| {})
+                        .map_err(|_| io::ErrorKind::Other.into())
+                }
                 Kind::Directory => writer.directory(name, *mode, *mtime),
                 Kind::Symlink { target } => writer.symlink(name, target, *mtime),
                 Kind::HardLink { target } => writer.hard_link(name, target, *mode, *mtime),
@@ -558,11 +561,8 @@ mod tests {
         let mut writer = Writer::new(Vec::new());
         let mut heard = Vec::new();
         for (file, size) in [(b"shrunk", 700), (b"grown!", 3)] {
-            writer
-                .file(&name(file), (0o644, 0, size), &mut &b"12345"[..], |part| {
-                    heard.extend_from_slice(part);
-                })
-                .unwrap();
+            writer.file(&name(file), 0o644, 0, size).unwrap();
+            writer.content(size, &mut &b"12345"[..], |part| heard.extend_from_slice(part)).unwrap();
         }
         let members = read_all(&writer.finish().unwrap()).unwrap();
         let shrunk = [&b"12345"[..], &[0; 695][..]].concat();

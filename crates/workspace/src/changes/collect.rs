@@ -6,7 +6,7 @@ use std::io::{self, BufRead as _, Read, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use archive::{Answer, ExtractError, Kind, Member, Name, ReadError, Reader, Root};
+use archive::{Answer, ExtractError, Kind, Member, Name, ReadError, Reader, Root, Sparse};
 use rustix::fs::{CWD, RenameFlags};
 use sha2::{Digest as _, Sha256};
 
@@ -506,12 +506,14 @@ impl Taking<'_, '_> {
             tempfile::NamedTempFile::new_in(self.place).map_err(|error| self.full(name, error))?;
         let mut content = Hashing::new(content);
         let mut chunk = vec![0; 128 << 10];
+        let mut sparse = Sparse::new(file.as_file_mut());
         loop {
             match content.read(&mut chunk).map_err(received)? {
                 0 => break,
-                got => file.write_all(&chunk[..got]).map_err(|error| self.full(name, error))?,
+                got => sparse.write(&chunk[..got]).map_err(|error| self.full(name, error))?,
             }
         }
+        sparse.finish().map_err(|error| self.full(name, error))?;
         let digest = content.digest();
         let node = Node::File { mode, size, digest };
         if !is_as_sent(&node) {
