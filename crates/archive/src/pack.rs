@@ -189,12 +189,12 @@ impl<W: Write, P: Packing> Packer<'_, W, P> {
             Err(source) => return Err(failed(source)),
         };
         let Inode { mode, mtime: (mtime, _), size, .. } = inode;
-        if inode.links > 1 {
-            if let Some(target) = self.linked.get(&inode.id).cloned() {
-                self.writer.hard_link(name, &target, mode, mtime).map_err(PackError::Send)?;
-                self.tell(name, Kind::HardLink { target }, &inode);
-                return Ok(());
-            }
+        if inode.links > 1
+            && let Some(target) = self.linked.get(&inode.id).cloned()
+        {
+            self.writer.hard_link(name, &target, mode, mtime).map_err(PackError::Send)?;
+            self.tell(name, Kind::HardLink { target }, &inode);
+            return Ok(());
         }
         let asks = self.asks(name, &inode);
         self.writer.file(name, mode, mtime, size).map_err(PackError::Send)?;

@@ -79,9 +79,8 @@ fn memory_stays_flat_whatever_passes() {
     fs::create_dir(&tree).unwrap();
     File::create(tree.join("sparse")).unwrap().set_len(SPARSE).unwrap();
     let (mut reader, mut writer) = io::pipe().unwrap();
-    let packing = std::thread::spawn({
-        let tree = tree.clone();
-        move || pack(&tree, &PackOptions::default(), &mut writer, &mut |_| {}).unwrap().bytes
+    let packing = std::thread::spawn(move || {
+        pack(&tree, &PackOptions::default(), &mut writer, &mut |_| {}).unwrap().bytes
     });
     let out = place.path().join("out");
     let unpacked = unpack(&mut reader, &out, &UnpackOptions::default(), &mut |_| {}).unwrap();
