@@ -60,6 +60,15 @@ fn let_go(mut child: Child) {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+/// Waits for what should come soon.
+fn soon(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "it did not come: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// What e2fsck finds wrong, where there is one. It looks at the disk as it is, without its journal.
 fn check(disk: &Path) {
     match Command::new("e2fsck").arg("-fn").arg(disk).output() {
@@ -102,8 +111,14 @@ fn what_is_written_to_a_volume_outlives_its_sandboxes() {
         let_go(reader);
 
         // What is removed is the host's again.
-        run("data:/data", "rm /data/big; sync; sleep 1; sync").exits(0);
-        assert!(used(&place) < 20_000_000, "{}", used(&place));
+        let mut remover = place
+            .call(&["-q", "run", "--engine", engine, "-i", "-v", "data:/data"])
+            .arguments(["rm /data/big; sync; echo begun; read go"])
+            .open_stdin()
+            .spawn();
+        begun(&mut remover, "begun\n");
+        soon("its room is the host's again", || used(&place) < 20_000_000);
+        let_go(remover);
         check(&place.file("data"));
         place.ask(&["volume", "rm", "data"]).exits(0);
         assert!(!place.file("data").exists());
@@ -145,12 +160,7 @@ fn a_real_database_file_survives_kill_9() {
         writer.wait().unwrap();
         let committed: u64 =
             lines.map_while(Result::ok).last().map_or(50, |line| line.parse().unwrap_or(50));
-        let dirty = || place.volume("data")["in_use"] == true;
-        let begun = Instant::now();
-        while dirty() {
-            assert!(begun.elapsed() < PATIENCE, "its machine goes on");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        soon("its machine is gone", || place.volume("data")["in_use"] == false);
 
         // Who only reads gets it in order, too, though it could not put it in order.
         let line = "test -s /data/db && ! touch /data/x";
@@ -195,7 +205,7 @@ fn a_sandbox_that_stays_has_its_volume_again() {
         place.ask(&["exec", "box", "echo kept > /data/x; echo lost > /workspace/x"]).exits(0);
         assert_eq!(place.volume("data")["in_use"], true);
         place.ask(&["stop", "box"]).exits(0);
-        assert_eq!(place.volume("data")["in_use"], false);
+        soon("its machine is gone", || place.volume("data")["in_use"] == false);
         check(&place.file("data"));
         place.ask(&["start", "box"]).exits(0);
         let found = place.ask(&["exec", "box", "cat /data/x; ls /workspace"]);

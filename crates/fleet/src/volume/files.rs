@@ -19,6 +19,8 @@ const SUFFIX: &str = ".ext4";
 /// How long a lock is waited for: a machine that was ended lets go of its disks soon.
 const PATIENCE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(20);
+/// How often a lock is met before it is believed.
+const LOOKS: u32 = 3;
 /// Whose the root of a new volume is: the user of tasks.
 const OWNER: (u32, u32) = (supervisor::wire::op::USER, supervisor::wire::op::USER);
 
@@ -145,7 +147,7 @@ impl Files {
             name: name.to_owned(),
             size_bytes: metadata.len(),
             used_bytes: metadata.blocks() * 512,
-            in_use: !try_lock(&file, Share::Alone).map_err(failed("lock", &self.path(name)))?,
+            in_use: is_locked(&file).map_err(failed("lock", &self.path(name)))?,
             created: metadata.created().ok(),
         })
     }
@@ -187,6 +189,17 @@ impl Files {
             file => file.map_err(failed("open", &self.path(name))),
         }
     }
+}
+
+/// Whether somebody has it, and does not just look at it as this does.
+fn is_locked(file: &File) -> rustix::io::Result<bool> {
+    for _ in 0..LOOKS {
+        if try_lock(file, Share::Alone)? {
+            return Ok(false);
+        }
+        std::thread::sleep(AGAIN);
+    }
+    Ok(true)
 }
 
 fn try_lock(file: &File, share: Share) -> rustix::io::Result<bool> {
