@@ -128,7 +128,7 @@ impl Policy {
                 masks.push(judge.view.masks(&request.mount.host_path));
             }
             Request::Network(request) => judge.network(request.mode),
-            Request::Volume(volume) => judge.volume(volume.size_gb),
+            Request::Volume(volume) => judge.resource(Resource::DiskGb, Some(volume.size_gb)),
         }
         judge.decision(self.generation, masks, min_isolation)
     }
@@ -716,17 +716,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// A volume is a disk: it has the bound of one.
-    fn volume(&mut self, size_gb: u64) {
-        self.resource(Resource::DiskGb, Some(size_gb));
-        if self.findings.is_empty() {
-            let (file, text) = ("built-in".to_owned(), "no disk_gb_max".to_owned());
-            let about = About::Resource(Resource::DiskGb);
-            let reason = "no policy has a disk_gb_max".to_owned();
-            self.allowed(about, Kind::BuiltIn, 0, &Rule { file, line: 0, text }, reason);
-        }
-    }
-
+    /// Also for a volume, which is a disk.
     fn resource(&mut self, resource: Resource, asked: Option<u64>) {
         let general = self.view.maximum(resource).map(|limit| (self.kind_of(&limit.rule), limit));
         let narrower = self.view.narrower(resource).into_iter().map(|it| (Kind::Project, it));
