@@ -75,7 +75,8 @@ pub(crate) fn begin() -> Result<Arguments, BootError> {
 
 /// Where what the sandbox changes is, and where the layers below that are.
 pub(crate) const CHANGES: &str = "/run/sandforge/changes";
-const LAYERS: &str = "/run/sandforge/layers";
+pub(crate) const UPPER: &str = "/run/sandforge/changes/upper";
+pub(crate) const LAYERS: &str = "/run/sandforge/layers";
 
 /// Mounts the root: the read-only layers below, above them what is changed, in memory of up to
 /// `changes_bytes` or on a disk of its own.
@@ -184,7 +185,7 @@ pub(crate) fn directory_of_user(name: &str) -> Result<(), BootError> {
 
 /// Makes the directory that an image names for its tasks, where there is none. With the sandbox's
 /// root as `/`.
-pub(crate) fn directory_of_image(path: &[u8]) -> Result<(), OpError> {
+pub(crate) fn directory_of_image(path: &[u8], owner: (u32, u32)) -> Result<(), OpError> {
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
     if !path.is_absolute() {
         let message = format!("working directory {}: is not absolute", path.display());
@@ -194,9 +195,25 @@ pub(crate) fn directory_of_image(path: &[u8]) -> Result<(), OpError> {
         return Ok(());
     }
     let made = fs::create_dir_all(path)
-        .and_then(|()| std::os::unix::fs::chown(path, Some(1000), Some(1000)));
+        .and_then(|()| std::os::unix::fs::chown(path, Some(owner.0), Some(owner.1)));
     made.map_err(|error| {
         let message = format!("make the image's working directory {}: {error}", path.display());
+        OpError::new(ErrorCode::Failed, message)
+    })
+}
+
+/// Gives the workspace to the image's user, where it is still the sandbox's own. With the sandbox's
+/// root as `/`.
+pub(crate) fn give_workspace(owner: (u32, u32)) -> Result<(), OpError> {
+    use std::os::unix::fs::{MetadataExt as _, lchown};
+    let path = Path::new("/").join(WORKSPACE);
+    let is_ours = fs::symlink_metadata(&path)
+        .is_ok_and(|found| found.is_dir() && found.uid() == wire::op::USER);
+    if !is_ours {
+        return Ok(());
+    }
+    lchown(&path, Some(owner.0), Some(owner.1)).map_err(|error| {
+        let message = format!("give /{WORKSPACE} to the image's user: {error}");
         OpError::new(ErrorCode::Failed, message)
     })
 }

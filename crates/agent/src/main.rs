@@ -11,6 +11,7 @@ mod carrier;
 mod device_mapper;
 mod freshen;
 mod hosted;
+mod layer;
 mod log;
 mod network;
 mod process;

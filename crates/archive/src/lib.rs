@@ -7,12 +7,14 @@
 //! - [`Name`]: what a member may be called. The only way from bytes of an archive to a path.
 //! - [`Reader`]: members of a stream, with every length bounded before anything is allocated.
 //! - [`Writer`]: members to a stream that stays valid whatever the files do meanwhile.
+//! - [`LayerWriter`]: a layer of an image, with owners and with what is gone.
 //! - [`Root`]: a directory, and the system calls that cannot leave it.
 //! - [`walk()`]: a tree below a root in one order, with a bounded number of open files.
 //! - [`pack`], [`Extract`]: the two together.
 #![forbid(unsafe_code)]
 
 mod extract;
+mod layer;
 mod name;
 mod pack;
 mod reader;
@@ -21,6 +23,7 @@ mod walk;
 mod writer;
 
 pub use extract::{Directory, Existing, Extract, ExtractError, Sparse};
+pub use layer::{Attributes, LayerWriter};
 pub use name::{MAX_COMPONENT, MAX_NAME, Name, NameError, Printable};
 pub use pack::{Answer, PackError, Packing, Passed, pack, pack_one};
 pub use reader::{Kind, MAX_EXTENSION, Member, ReadError, Reader};

@@ -9,10 +9,10 @@ use crate::Name;
 /// Bytes that go through at a time: few system calls, and little to lose in a small guest.
 pub(crate) const CHUNK: usize = 128 << 10;
 
-const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 
 /// The part of a name or target that a header has room for.
-const FIELD: usize = 100;
+pub(crate) const FIELD: usize = 100;
 
 /// Writes a POSIX tar: ustar headers, an extended header only where a name is long or not UTF-8,
 /// owner and group 0 without names. The same tree gives the same bytes.
@@ -200,17 +200,17 @@ impl<W: Write> Writer<W> {
     }
 }
 
-fn fits(field: &[u8]) -> bool {
+pub(crate) fn fits(field: &[u8]) -> bool {
     field.len() <= FIELD && std::str::from_utf8(field).is_ok()
 }
 
-fn fill(field: &mut [u8; FIELD], bytes: &[u8]) {
+pub(crate) fn fill(field: &mut [u8; FIELD], bytes: &[u8]) {
     let length = bytes.len().min(FIELD);
     field[..length].copy_from_slice(&bytes[..length]);
 }
 
 /// A record of an extended header: its own length in decimal, a space, `key=value`, a newline.
-fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+pub(crate) fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut length = rest;
     while length != rest + length.to_string().len() {

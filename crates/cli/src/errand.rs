@@ -3,6 +3,7 @@
 use access::Caller;
 use client::api::CreateSandbox;
 use fleet::{Manager, Provenance, Run, RunRequest};
+use supervisor::ImageRef;
 use wire::op::{Command, Exec, ExecReply};
 use wire::text::Text;
 
@@ -38,8 +39,20 @@ pub(crate) async fn begin(
     line: &mut Line,
     signals: &mut Signals,
 ) -> Result<Run, Failure> {
-    let request =
-        RunRequest { sandbox, exec: asked(exec), kernel: None, console: false, keep: false };
+    begin_from(manager, sandbox, None, exec, line, signals).await
+}
+
+/// The same, started from what was made of the sandbox's image.
+pub(crate) async fn begin_from(
+    manager: &Manager,
+    sandbox: CreateSandbox,
+    root: Option<ImageRef>,
+    exec: &Exec,
+    line: &mut Line,
+    signals: &mut Signals,
+) -> Result<Run, Failure> {
+    let exec = asked(exec);
+    let request = RunRequest { sandbox, root, exec, kernel: None, console: false, keep: false };
     let caller = Caller::local(rustix::process::getuid().as_raw());
     let by = Provenance { remote: "run".into(), ..Provenance::default() };
     let making = manager.run(&caller, request, &by, line);

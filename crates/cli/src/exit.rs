@@ -14,6 +14,9 @@ pub(crate) const DENIED: u8 = 126;
 /// There is no such command in the guest.
 pub(crate) const COMMAND_NOT_FOUND: u8 = 127;
 
+/// A command of the recipe of `image build` failed, and not Sandforge.
+pub(crate) const STEP_FAILED: u8 = 4;
+
 /// SIGKILL, which the kernel sends when memory runs out.
 const KILL: i32 = 9;
 /// SIGPIPE, as a program that writes into a closed pipe would have died.

@@ -1,9 +1,11 @@
 //! The line on stderr that says what the user waits for.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, stderr};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use supervisor::image::Stage;
 use supervisor::{Observer, Phase, Step};
 
 use crate::filter;
@@ -114,6 +116,80 @@ impl Observer for Line {
 
     fn notice(&mut self, line: &str) {
         Self::notice(self, line);
+    }
+}
+
+/// The layers of a pull, each for itself: bars on a terminal, elsewhere a line for each that is here.
+/// With JSON, objects on stderr, when a layer begins and when it is here.
+#[derive(Debug)]
+pub(crate) struct Layers {
+    line: Line,
+    json: bool,
+    bars: MultiProgress,
+    parts: BTreeMap<String, Option<ProgressBar>>,
+}
+
+impl Layers {
+    pub(crate) fn new(verbosity: Verbosity, json: bool) -> Self {
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        Self { line: Line::new(verbosity), json, bars, parts: BTreeMap::new() }
+    }
+
+    /// Leaves the terminal as it was; what is left is for notices.
+    pub(crate) fn into_line(mut self) -> Line {
+        self.line.clear();
+        let _ = self.bars.clear();
+        self.line
+    }
+
+    fn bar(&self, name: &str, total: u64) -> ProgressBar {
+        let style = ProgressStyle::with_template(
+            "{prefix} [{bar:24}] {binary_bytes:>10} of {binary_total_bytes}",
+        )
+        .expect("a template that does not change");
+        let bar = ProgressBar::new(total).with_style(style).with_prefix(name.to_owned());
+        self.bars.add(bar)
+    }
+}
+
+/// As much of a digest as people read.
+fn short(digest: &str) -> &str {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    hex.get(..12).unwrap_or(hex)
+}
+
+impl Observer for Layers {
+    fn step(&mut self, step: Step) {
+        // What is pulled is told by its parts.
+        if step.phase != Phase::Prepare(Stage::Pull) {
+            self.line.step(step);
+        }
+    }
+
+    fn notice(&mut self, line: &str) {
+        self.bars.suspend(|| self.line.notice(line));
+    }
+
+    fn part(&mut self, digest: &str, done: u64, total: u64) {
+        let is_terminal = stderr().is_terminal() && !self.json;
+        if self.line.verbosity == Verbosity::Quiet {
+            return;
+        }
+        let begins = !self.parts.contains_key(digest);
+        if begins {
+            let bar = is_terminal.then(|| self.bar(short(digest), total));
+            self.parts.insert(digest.to_owned(), bar);
+        }
+        match self.parts.get(digest) {
+            Some(Some(bar)) => bar.set_position(done),
+            _ if self.json && (begins || done == total) => {
+                eprintln!("{}", serde_json::json!({"layer": digest, "done": done, "total": total}));
+            }
+            _ if !self.json && !is_terminal && done == total => {
+                self.line.notice(&format!("{}: {}", short(digest), readable(total)));
+            }
+            _ => {}
+        }
     }
 }
 

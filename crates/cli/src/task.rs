@@ -94,7 +94,7 @@ pub(crate) struct TaskArgs {
 pub(crate) struct Words {
     /// One argument is a line for /bin/sh; several, or any behind --, are a program and its
     /// arguments
-    #[arg(trailing_var_arg = true, required = true)]
+    #[arg(trailing_var_arg = true)]
     pub(crate) command: Vec<OsString>,
 
     /// Whether it stood behind `--`.
@@ -107,6 +107,7 @@ impl Words {
     pub(crate) fn command(&self) -> Result<Command, Failure> {
         let text = |word: &OsString| text("the command", word.clone());
         match self.command.as_slice() {
+            [] => Err(Failure::usage("there is no command to run")),
             [line] if !self.separated => Ok(Command::Shell(text(line)?)),
             words => Ok(Command::Argv(words.iter().map(text).collect::<Result<_, _>>()?)),
         }

@@ -53,7 +53,7 @@ fn an_unknown_flag_is_not_taken_for_the_command() {
 
 #[test]
 fn a_usage_error_is_125_for_run_and_2_elsewhere() {
-    sandforge(["run"]).exits(125).says("required arguments were not provided");
+    sandforge(["run"]).exits(125).says("there is no command to run");
     sandforge(["exec", "box"]).exits(125);
     sandforge(["image", "frobnicate"]).exits(2).says("unrecognized subcommand 'frobnicate'");
 }

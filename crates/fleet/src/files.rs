@@ -420,6 +420,7 @@ impl Manager {
             parents: request.parents,
             mode: request.mode.map_or(DIRECTORY_MODE, api::FileMode::bits),
             owner: None,
+            group: None,
             user: user(request.user)?,
         };
         self.tell(caller, Operation::FileMkdir, sandbox, &mkdir, details, by).await.map(drop)

@@ -31,6 +31,8 @@ use crate::{Error, Reviewed, changes, rules};
 pub struct RunRequest {
     /// The sandbox. Its mounts are what policy is asked about; the caller copies them.
     pub sandbox: CreateSandbox,
+    /// What was made of the sandbox's image, and is started in its place.
+    pub root: Option<ImageRef>,
     /// The command. Names of its environment go to policy, values go nowhere.
     pub exec: Exec,
     /// A kernel of the caller's own.
@@ -94,7 +96,7 @@ impl Manager {
     ) -> Result<Run, Error> {
         use api::Validate as _;
         self.open_for_work()?;
-        let RunRequest { sandbox: create, exec, kernel, console, keep } = request;
+        let RunRequest { sandbox: create, root, exec, kernel, console, keep } = request;
         create.validate()?;
         exec.validate()?;
         let asked = create.workspace.as_deref();
@@ -146,6 +148,7 @@ impl Manager {
                 return Err(error);
             }
         };
+        let is_made = root.is_some();
         let spec = SandboxSpec {
             id: Some(id),
             owner: Some(self.ledger.id().to_owned()),
@@ -154,7 +157,7 @@ impl Manager {
             memory_mb: row.memory_mb,
             disk_gb: row.disk_gb,
             starts_where_image_says: starts_where_image_says(&create.mounts),
-            image: create.image.as_ref().map(|_| image(&row.image)),
+            image: root.or_else(|| create.image.as_ref().map(|_| image(&row.image))),
             kernel,
             engine: create.engine.clone(),
             min_isolation: rules::least(&row),
@@ -182,7 +185,8 @@ impl Manager {
             .about(&row)
             .decided(&reference, AuditDecision::Allowed, "accepted")
             .with_detail("process", process.process.clone());
-        self.run_arrived(&seat, &sandbox, process.clone(), entry.clone()).await?;
+        let image = if is_made { row.image } else { sandbox.image().to_owned() };
+        self.run_arrived(&seat, &sandbox, image, process.clone(), entry.clone()).await?;
         let mounts = rules::with_masks(mounts?, &decision).into_iter().map(RunMount::new).collect();
         Ok(Run { manager: self.arc(), seat, sandbox, mounts, process, entry, begun, expected })
     }
@@ -217,6 +221,7 @@ impl Manager {
         &self,
         seat: &Seat,
         sandbox: &supervisor::Sandbox,
+        image: String,
         process: Process,
         entry: audit::Entry,
     ) -> Result<(), Error> {
@@ -226,7 +231,7 @@ impl Manager {
                 engine: Some(sandbox.engine().to_owned()),
                 isolation: Some(tier(sandbox.isolation())),
                 cpu: Some(sandbox.cpus()),
-                image: sandbox.image().to_owned(),
+                image,
                 started_at: Some(Timestamp::now()),
                 ..row.clone()
             };

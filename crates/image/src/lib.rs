@@ -9,6 +9,7 @@
 
 mod apt;
 pub mod boot;
+pub mod build;
 mod cache;
 mod compression;
 mod cpio;

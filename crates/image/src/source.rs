@@ -50,6 +50,16 @@ impl FromStr for ImageRef {
     }
 }
 
+impl std::fmt::Display for ImageRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Oci(reference) => write!(f, "{reference}"),
+        }
+    }
+}
+
 /// Why a file cannot be the root of a sandbox.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

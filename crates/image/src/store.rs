@@ -260,9 +260,17 @@ impl Store {
                 let (key, _) = self.one(name)?;
                 Ok(self.opened(&key)?.ok_or_else(|| self.unknown(name))?)
             }
-            ImageRef::Oci(reference) => self
-                .open_named(&reference.to_string(), progress)?
-                .ok_or_else(|| ImageError::Absent(reference.clone())),
+            ImageRef::Oci(reference) => match self.open_named(&reference.to_string(), progress) {
+                Ok(Some(image)) => Ok(image),
+                Ok(None) => Err(ImageError::Absent(reference.clone())),
+                // A part of what came from there is gone, and is there still.
+                Err(ImageError::Oci { source: OciError::Missing { .. }, .. })
+                    if self.is_of_registry(&reference.to_string()) =>
+                {
+                    Err(ImageError::Absent(reference.clone()))
+                }
+                Err(error) => Err(error),
+            },
         }
     }
 

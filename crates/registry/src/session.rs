@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use address::Reach;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use reqwest::header::{
@@ -23,7 +24,7 @@ use crate::policy::{Allow, Contact, Purpose};
 use crate::progress::Progress;
 use crate::retry;
 use crate::shown::shown;
-use crate::upstream::{Upstream, reason};
+use crate::upstream::{NotPublic, Upstream, reason};
 
 const MOST_REDIRECTS: usize = 5;
 /// The longest answer of a token service that is read, in bytes.
@@ -203,8 +204,11 @@ impl<'a> Session<'a> {
         from: u64,
     ) -> Result<Response, Fault> {
         let mut url = first.clone();
+        // Who is on the internet sends nobody to where only we get.
+        let mut only_public = false;
         for _ in 0..=MOST_REDIRECTS {
-            let mut request = self.request(Method::GET, &url);
+            let client = self.upstream.client(url.scheme() == "http", only_public);
+            let mut request = client.request(Method::GET, url.clone());
             if let Some(pass) = &pass {
                 request = request.header(AUTHORIZATION, pass);
             }
@@ -235,6 +239,13 @@ impl<'a> Session<'a> {
                 }
                 self.allow(&to, Purpose::Redirect)?;
                 pass = None;
+                let from = response.remote_addr();
+                only_public |= from.is_some_and(|from| address::reach(from.ip()) == Reach::Public);
+                if let Some(why) =
+                    NotPublic::of_url(&next).filter(|_| only_public && next.scheme() == "https")
+                {
+                    return Err(wrong(&format!("to {why}")).into());
+                }
             }
             url = next;
         }
@@ -243,7 +254,7 @@ impl<'a> Session<'a> {
     }
 
     fn request(&self, method: Method, url: &Url) -> RequestBuilder {
-        self.upstream.client(url.scheme() == "http").request(method, url.clone())
+        self.upstream.client(url.scheme() == "http", false).request(method, url.clone())
     }
 
     async fn send(&self, request: RequestBuilder, url: &Url) -> Result<Response, Fault> {
@@ -265,6 +276,10 @@ impl<'a> Session<'a> {
     /// A connection that was not made, or broke.
     fn broken(&self, error: &reqwest::Error, url: &Url) -> Fault {
         let (host, reason) = (authority(url), reason(error));
+        if let Some(why) = NotPublic::of(error) {
+            let (host, why) = (self.host.clone(), format!("to {why}"));
+            return Fault::Final(PullError::Redirect { host, why });
+        }
         match self.met.load(Ordering::Relaxed) {
             true => Fault::Again(PullError::Broken { host, reason }, None),
             false => Fault::Final(PullError::Unreachable { host, reason }),

@@ -1,10 +1,14 @@
 //! The way to registries: which host stands for one, with TLS or named as without, and who vouches.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use address::Reach;
+use reqwest::dns::{Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client};
+use reqwest::{Certificate, Client, Url};
 
 use crate::settings::{Settings, SettingsError, read};
 
@@ -35,6 +39,8 @@ pub enum UpstreamError {
 #[derive(Debug, Clone)]
 pub struct Upstream {
     client: Client,
+    /// Goes to public addresses only.
+    public_client: Client,
     plain_client: Client,
     plain: BTreeSet<String>,
     realms: BTreeMap<String, Vec<String>>,
@@ -71,9 +77,16 @@ impl Upstream {
                 // Layers come over connections of their own, and do not wait for each other's windows.
                 .http1_only()
         };
+        let with_tls = |builder: reqwest::ClientBuilder| {
+            builder.https_only(true).tls_certs_merge(authorities.clone())
+        };
         let tls = |error: reqwest::Error| UpstreamError::Tls(reason(&error));
         Ok(Self {
-            client: builder().https_only(true).tls_certs_merge(authorities).build().map_err(tls)?,
+            client: with_tls(builder()).build().map_err(tls)?,
+            public_client: with_tls(builder())
+                .dns_resolver(Arc::new(PublicOnly))
+                .build()
+                .map_err(tls)?,
             plain_client: builder().no_proxy().build().map_err(tls)?,
             plain: settings.plain_http.into_iter().collect(),
             realms: settings.realms,
@@ -102,8 +115,69 @@ impl Upstream {
         self.logins.get(endpoint).map_or(endpoint, String::as_str)
     }
 
-    pub(crate) fn client(&self, is_plain: bool) -> &Client {
-        if is_plain { &self.plain_client } else { &self.client }
+    /// What asks this host. Who is asked without TLS was named, wherever that is.
+    pub(crate) fn client(&self, is_plain: bool, only_public: bool) -> &Client {
+        match (is_plain, only_public) {
+            (true, _) => &self.plain_client,
+            (false, true) => &self.public_client,
+            (false, false) => &self.client,
+        }
+    }
+}
+
+/// Where a name leads, if that is on the internet: what is looked up is what is dialled.
+#[derive(Debug)]
+struct PublicOnly;
+
+/// An address that is not on the internet.
+#[derive(Debug, thiserror::Error)]
+#[error("{host} is at an address that is {reach}, where no registry of the internet sends anybody")]
+pub(crate) struct NotPublic {
+    host: String,
+    reach: Reach,
+}
+
+impl NotPublic {
+    /// Whether that is why a request failed.
+    pub(crate) fn of(error: &reqwest::Error) -> Option<&Self> {
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            if let Some(found) = error.downcast_ref::<Self>() {
+                return Some(found);
+            }
+            cause = error.source();
+        }
+        None
+    }
+
+    /// Of a URL that has an address and no name, which nobody looks up.
+    pub(crate) fn of_url(url: &Url) -> Option<Self> {
+        let host = url.host_str()?;
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse().ok()?;
+        let reach = address::reach(address);
+        (reach != Reach::Public).then(|| Self { host: host.to_owned(), reach })
+    }
+}
+
+impl Resolve for PublicOnly {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let mut elsewhere = None;
+            let mut public: Vec<SocketAddr> = Vec::new();
+            for address in found {
+                match address::reach(address.ip()) {
+                    Reach::Public => public.push(address),
+                    reach => elsewhere = Some(reach),
+                }
+            }
+            match elsewhere {
+                Some(reach) if public.is_empty() => {
+                    Err(NotPublic { host: crate::shown::shown(name.as_str()), reach }.into())
+                }
+                _ => Ok(Box::new(public.into_iter()) as reqwest::dns::Addrs),
+            }
+        })
     }
 }
 
@@ -127,4 +201,34 @@ pub(crate) fn reason(error: &reqwest::Error) -> String {
             .into();
     }
     crate::shown::shown(&last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_to_an_address_of_one_s_own_is_seen_in_every_spelling() {
+        let refused = |url: &str| NotPublic::of_url(&url.parse().unwrap()).is_some();
+        for url in [
+            "https://127.0.0.1/x",
+            "https://10.1.2.3:444/",
+            "https://0x7f.1/",
+            "https://169.254.169.254/latest",
+            "https://[::1]/",
+            "https://[::ffff:10.0.0.1]/",
+        ] {
+            assert!(refused(url), "{url}");
+        }
+        assert!(!refused("https://1.1.1.1/") && !refused("https://example.com/"));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_to_this_host_is_not_dialled_for_a_redirect() {
+        let settings = Settings::default();
+        let upstream = Upstream::new(&settings).unwrap();
+        let error = upstream.client(false, true).get("https://localhost:9/").send().await;
+        let error = error.unwrap_err();
+        assert!(NotPublic::of(&error).unwrap().to_string().contains("loopback"));
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use link::{Guest, LinkError};
 use tokio::sync::{mpsc, watch};
-use wire::op::{Mkdir, TarIn, TarOut, Transferred};
+use wire::op::{LayerOut, Mkdir, TarIn, TarOut, Transferred};
 use wire::text::Text;
 use workspace::{
     About, Answer, CollectOptions, Collected, Hidden, Manifest, OutsideLinks, PackOptions,
@@ -216,6 +216,43 @@ pub(crate) async fn copy_out(
     .await?;
     let held_back = done.held_back.iter().map(ToString::to_string).collect();
     Ok(CopySummary { entries: done.entries, bytes: done.bytes, held_back })
+}
+
+/// Has a thread take what was changed in a guest's root, as a layer. What it made of it is good only
+/// where the agent says so at the end, too.
+pub(crate) async fn layer_out<T: Send + 'static>(
+    guest: &Guest,
+    take: impl FnOnce(&mut dyn Read) -> Result<T, image::ImageError> + Send + 'static,
+    observer: &mut dyn Observer,
+) -> Result<T, Error> {
+    let call = guest.call(&LayerOut {}).map_err(Error::Guest)?;
+    let output = call.output();
+    call.input().finish();
+    let (sender, chunks) = mpsc::channel::<Vec<u8>>(CHUNKS);
+    let taking = tokio::task::spawn_blocking(move || take(&mut ChannelReader::new(chunks)));
+    let mut done = 0;
+    let broken = loop {
+        match output.read().await {
+            Ok(Some(chunk)) => {
+                done += chunk.len() as u64;
+                // Whoever stopped reading says why below.
+                if sender.send(chunk).await.is_err() {
+                    break None;
+                }
+                observer.step(Step { phase: Phase::CopyOut, done, total: None });
+            }
+            Ok(None) => break None,
+            Err(error) => break Some(error),
+        }
+    };
+    drop(sender);
+    let taken = taking.await.map_err(|error| Error::Internal(error.to_string()))?;
+    if let Some(error) = broken {
+        return Err(Error::Guest(error));
+    }
+    let taken = taken?;
+    let _: Transferred = call.reply().await.map_err(Error::Guest)?;
+    Ok(taken)
 }
 
 /// Keeps what a guest changed in a directory in `to`.

@@ -203,6 +203,18 @@ impl Supervisor {
         Ok(pulled.1)
     }
 
+    /// What an image says about what runs in it. One that is not here is pulled.
+    ///
+    /// # Errors
+    /// `Pull`, `Registries`, `Image`, `Store`.
+    pub async fn image_config(
+        &self,
+        image: &ImageRef,
+        observer: &mut dyn Observer,
+    ) -> Result<image::ImageConfig, Error> {
+        Ok(prepare::root(self, image.clone(), observer).await?.config)
+    }
+
     /// The engine of this name.
     pub fn engine(&self, name: &str) -> Option<&dyn SandboxBackend> {
         self.engines.iter().find(|engine| engine.name() == name).map(AsRef::as_ref)

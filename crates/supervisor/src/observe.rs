@@ -31,6 +31,9 @@ pub trait Observer: Send {
 
     /// A line for the person, such as why isolation is weaker than it could be.
     fn notice(&mut self, line: &str);
+
+    /// So many bytes of one part of an image that is pulled are here. They are in [`Self::step`] too.
+    fn part(&mut self, _digest: &str, _done: u64, _total: u64) {}
 }
 
 /// For nobody.

@@ -84,14 +84,7 @@ async fn guest(
     let kernel = spec.kernel.clone().map_or(Kernel::Ours, Kernel::File);
     let disk_gb = spec.disk_gb;
     let store = &supervisor.store;
-    let here =
-        on_thread(store, observer, move |store, progress| Ok(store.resolve(&image, progress)?));
-    let root: RootImage = match here.await {
-        Err(Error::Image(ImageError::Absent(reference))) => {
-            supervisor.registries.pull(store, &reference, None, observer).await?.0
-        }
-        here => here?,
-    };
+    let root = root(supervisor, image, observer).await?;
     let rest = on_thread(store, observer, move |store, progress| {
         let assets = image::boot::assets(store, &kernel, progress)?;
         let scratch = disk_gb.map(|disk_gb| scratch(store.directory(), disk_gb)).transpose()?;
@@ -106,9 +99,30 @@ async fn guest(
     };
     let volumes = volume::attach(&spec.volumes, &mut disks)?;
     let defaults = defaults(&root.config, spec)?;
+    if root.config.user.as_deref().is_some_and(is_root) {
+        observer
+            .notice("the image says root; its tasks run as uid 1000 unless --user says otherwise");
+    }
     let system = System::Guest(Guest { kernel, initramfs, disks });
     let cpus = spec.cpus.unwrap_or_else(default_cpus);
     Ok(Prepared { system, image: root.name, cpus, defaults, volumes })
+}
+
+/// The image, from its registry where it is not here.
+pub(crate) async fn root(
+    supervisor: &Supervisor,
+    image: ImageRef,
+    observer: &mut dyn Observer,
+) -> Result<RootImage, Error> {
+    let store = &supervisor.store;
+    let here =
+        on_thread(store, observer, move |store, progress| Ok(store.resolve(&image, progress)?));
+    match here.await {
+        Err(Error::Image(ImageError::Absent(reference))) => {
+            Ok(supervisor.registries.pull(store, &reference, None, observer).await?.0)
+        }
+        here => here,
+    }
 }
 
 /// Work on the store, told to the observer, on a thread of its own.
@@ -132,8 +146,8 @@ async fn on_thread<T: Send + 'static>(
     work.await.map_err(|error| Error::Internal(error.to_string()))?
 }
 
-/// What an image says about the tasks in it. As whom they run it does not decide: files that are
-/// copied in belong to the sandbox's own user.
+/// What an image says about the tasks in it. Root is for who asks for it by name: an image that says
+/// so is treated like the many that say nothing and mean it.
 fn defaults(config: &ImageConfig, spec: &SandboxSpec) -> Result<Option<Defaults>, Error> {
     let text = |value: &str| {
         Text::new(value)
@@ -146,8 +160,14 @@ fn defaults(config: &ImageConfig, spec: &SandboxSpec) -> Result<Option<Defaults>
     let with_directory = spec.starts_where_image_says;
     let directory = config.working_dir.as_deref().filter(|path| with_directory && *path != "/");
     let cwd = directory.map(text).transpose()?;
-    let says_nothing = env.is_empty() && cwd.is_none();
-    Ok((!says_nothing).then_some(Defaults { env, cwd }))
+    let user = config.user.as_deref().filter(|user| !is_root(user)).map(text).transpose()?;
+    let says_nothing = env.is_empty() && cwd.is_none() && user.is_none();
+    Ok((!says_nothing).then_some(Defaults { env, cwd, user }))
+}
+
+fn is_root(user: &str) -> bool {
+    let name = user.split(':').next().unwrap_or_default();
+    name == "root" || !name.is_empty() && name.bytes().all(|digit| digit == b'0')
 }
 
 /// A disk for what a sandbox changes. It has no name: its room is the host's again with the last
@@ -210,6 +230,21 @@ mod tests {
         );
         let cpus = Some(2);
         assert!(refused(&SandboxSpec { cpus, ..SandboxSpec::default() }).starts_with("--cpu "));
+    }
+
+    #[test]
+    fn an_image_s_user_counts_unless_it_is_root() {
+        let user = |user: &str| {
+            let config = ImageConfig { user: Some(user.into()), ..ImageConfig::default() };
+            let spec = SandboxSpec::default();
+            defaults(&config, &spec).unwrap().and_then(|defaults| defaults.user)
+        };
+        for root in ["root", "0", "00", "root:wheel", "0:5"] {
+            assert_eq!(user(root), None, "{root}");
+        }
+        for other in ["node", "1001:50", "rooty", ":5"] {
+            assert_eq!(user(other), Some(other.into()));
+        }
     }
 
     #[test]

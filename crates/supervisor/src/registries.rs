@@ -20,7 +20,7 @@ pub(crate) struct Registries {
 /// What a pull says while it works.
 enum Told {
     Total(u64),
-    Blob(Digest, u64),
+    Blob(Digest, u64, u64),
     Notice(String),
 }
 
@@ -32,8 +32,8 @@ impl Progress for Teller {
         let _ = self.0.send(Told::Total(bytes));
     }
 
-    fn blob(&self, digest: &Digest, done: u64, _: u64) {
-        let _ = self.0.send(Told::Blob(*digest, done));
+    fn blob(&self, digest: &Digest, done: u64, total: u64) {
+        let _ = self.0.send(Told::Blob(*digest, done, total));
     }
 
     fn notice(&self, text: &str) {
@@ -130,7 +130,8 @@ impl Shown {
         match told {
             Told::Notice(text) => return observer.notice(&text),
             Told::Total(total) => self.total = Some(total),
-            Told::Blob(digest, done) => {
+            Told::Blob(digest, done, total) => {
+                observer.part(&digest.to_string(), done, total);
                 let before = self.blobs.insert(digest, done).unwrap_or(0);
                 self.done = (self.done + done).saturating_sub(before);
             }

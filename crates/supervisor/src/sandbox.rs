@@ -1,6 +1,7 @@
 //! A sandbox that runs.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -301,6 +302,19 @@ impl Sandbox {
             ))
         })?;
         copy::collect_changes(&self.guest, sent, about, to, ignored, observer).await
+    }
+
+    /// Has a thread take what was changed in the root since the sandbox was made, as a layer of an
+    /// image. No task may run meanwhile. What comes is as hostile as the guest.
+    ///
+    /// # Errors
+    /// `Guest`, and what `take` says.
+    pub async fn layer_out<T: Send + 'static>(
+        &self,
+        take: impl FnOnce(&mut dyn Read) -> Result<T, image::ImageError> + Send + 'static,
+        observer: &mut dyn Observer,
+    ) -> Result<T, Error> {
+        copy::layer_out(&self.guest, take, observer).await
     }
 
     fn sent(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Sent>>> {

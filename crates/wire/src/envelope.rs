@@ -354,7 +354,8 @@ mod tests {
     fn an_operation_that_no_frame_can_hold_is_refused_here() {
         let (mut sealer, _) = pair();
         let path = crate::text::Text::new(vec![b'a'; MAX_OPEN]).unwrap();
-        let mkdir = Mkdir { path, parents: false, mode: 0o755, owner: None, user: None };
+        let mkdir =
+            Mkdir { path, parents: false, mode: 0o755, owner: None, group: None, user: None };
         assert!(matches!(sealer.seal(&mkdir, 1, &SALT_BYTES), Err(SealError::TooLong(_))));
     }
 

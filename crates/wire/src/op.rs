@@ -47,6 +47,7 @@ operations! {
     Watch = "watch" -> Done;
     TarIn = "tar-in" -> Transferred;
     TarOut = "tar-out" -> Transferred;
+    LayerOut = "layer-out" -> Transferred;
     MountWorkspace = "mount-workspace" -> Done;
     MountVolume = "mount-volume" -> Done;
     FreezeVolumes = "freeze-volumes" -> Done;
@@ -441,12 +442,16 @@ pub struct Mkdir {
     /// Whose it is to be, by user and group number, where root makes it for another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<u32>,
+    /// Its group, where that has another number than its owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
     /// As whom; see [`Exec::user`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,
 }
 
-/// The sandbox's own user, and the group of the same number.
+/// The sandbox's own user, and the group of the same number. As the owner that a directory is to have
+/// it stands for the image's user, where [`Defaults`] names one.
 pub const USER: u32 = 1000;
 
 impl Mkdir {
@@ -458,6 +463,7 @@ impl Mkdir {
             parents: true,
             mode: default_directory_mode(),
             owner: is_writable.then_some(USER),
+            group: None,
             user: Some(Text::from("root")),
         }
     }
@@ -585,6 +591,14 @@ pub struct TarOut {
     pub asks: bool,
 }
 
+/// Packs what was changed in the root since the machine was started, as a layer of an image (the
+/// output): a tar with owners, attributes, and whiteouts for what is gone. What belongs to the sandbox
+/// and not to its root is not in it: the nameserver, the certificate of the host's authority, `/dev`,
+/// `/proc`, `/sys`, `/tmp`. Refused while a task runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerOut {}
+
 /// Mounts a directory of the host, which the host serves itself, for every later task. The output is
 /// what the guest's kernel asks, the input what the host answers: messages of FUSE
 /// (`include/uapi/linux/fuse.h`), each with its length in its first four bytes, and nothing between
@@ -693,6 +707,10 @@ pub struct Defaults {
     /// Absolute working directory, which is made where it is not there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<Text>,
+    /// Who runs tasks and gets files where an operation names nobody; see [`Exec::user`]. Uid 1000 when
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
 }
 
 /// Asks what the guest is.

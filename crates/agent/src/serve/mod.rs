@@ -25,6 +25,7 @@ use crate::process::{Feed, Process, Source};
 use crate::session::{Session, Turn};
 use crate::share::Shares;
 use crate::task::Sandbox;
+use crate::trust::Traces;
 use crate::volume::Volumes;
 
 /// What a descriptor belongs to: the low bits of an event's number, the process above them.
@@ -98,8 +99,12 @@ pub(crate) struct Server {
     is_settled: bool,
     /// Variables that every task has unless its caller says otherwise.
     variables: BTreeMap<Text, Secret>,
+    /// What the network left in the root.
+    traces: Traces,
     /// What the image says.
     defaults: Defaults,
+    /// User and group of the image's user, where that is not the sandbox's own.
+    owner: Option<(u32, u32)>,
     processes: BTreeMap<ProcessId, Process>,
     last_process: ProcessId,
     streams: BTreeMap<StreamId, Role>,
@@ -137,7 +142,9 @@ impl Server {
             volumes: Volumes::default(),
             is_settled: false,
             variables: BTreeMap::new(),
+            traces: Traces::default(),
             defaults: Defaults::default(),
+            owner: None,
             processes: BTreeMap::new(),
             last_process: 0,
             streams: BTreeMap::new(),

@@ -8,9 +8,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use wire::frame::StreamId;
 use wire::op::{
-    AgentOpen, Attach, Clock, Command, Defaults, Done, ErrorCode, Exec, FreezeVolumes, Info,
-    MountVolume, MountWorkspace, Network, NetworkReply, OpError, Operation, ProcessList, Processes,
-    Reseed, Resize, Shutdown, Signal, Stdin,
+    self, AgentOpen, Attach, Clock, Command, Defaults, Done, ErrorCode, Exec, FreezeVolumes, Info,
+    LayerOut, Mkdir, MountVolume, MountWorkspace, Network, NetworkReply, OpError, Operation,
+    ProcessList, Processes, Reseed, Resize, Shutdown, Signal, Stdin,
 };
 use wire::text::{Secret, Text};
 use zeroize::Zeroizing;
@@ -18,8 +18,8 @@ use zeroize::Zeroizing;
 use super::{Answer, Channel, Follower, NETWORK, ProcessId, Role, Server, set_watch, token};
 use crate::log::Log;
 use crate::process::{Deadline, Feed, Kind, Named, Process, Sink, Source, check_name};
-use crate::task::{self, Entry, Spec, Task, ToolRequest};
-use crate::{boot, freshen, network, tool, trust};
+use crate::task::{self, Entry, Spec, Task, ToolRequest, User};
+use crate::{Kernel, boot, freshen, layer, network, tool, trust};
 
 /// Detached processes that are remembered; the oldest that has ended makes room.
 const MAX_DETACHED: usize = 64;
@@ -96,6 +96,10 @@ impl Server {
                 let processes = self.processes.values().filter_map(Process::info).collect();
                 Ok(Answer::Reply(value(&ProcessList { processes })))
             }
+            LayerOut::NAME => {
+                parse::<LayerOut>(payload)?;
+                self.layer_out(id)
+            }
             op if tool::is_tool(op) => self.start_tool(id, op, payload),
             other => {
                 let name: String = other.chars().take(32).collect();
@@ -113,7 +117,8 @@ impl Server {
         check_names(request.env.iter().map(|(name, _)| name))?;
         let kernel = self.sandbox.kernel();
         let trust = request.trust.as_deref();
-        let env = self.sandbox.change_root(|| trust::install(trust, kernel))?;
+        let (env, traces) = self.sandbox.change_root(|| trust::install(trust, kernel))?;
+        self.traces = traces;
         if self.network.is_none() {
             let network = network::Network::bring_up(self.sandbox.netfilter(), self.windows)?;
             epoll::add(&self.epoll, network.as_fd(), EventData::new_u64(NETWORK), EventFlags::IN)
@@ -131,10 +136,20 @@ impl Server {
 
     fn take_defaults(&mut self, defaults: Defaults) -> Result<Answer, OpError> {
         check_names(defaults.env.keys())?;
+        let user = defaults.user.clone();
+        // Who cannot be found is told to the task that would have been his.
+        let owner =
+            self.sandbox.change_root(|| Ok(user.map(|user| User::find(Some(user.as_bytes())))))?;
+        let owner = owner.and_then(Result::ok).map(|user| (user.uid, user.gid));
+        if let Some(owner) = owner {
+            self.sandbox.change_root(|| boot::give_workspace(owner))?;
+        }
         if let Some(cwd) = &defaults.cwd {
-            self.sandbox.change_root(|| boot::directory_of_image(cwd.as_bytes()))?;
+            let owner = owner.unwrap_or((op::USER, op::USER));
+            self.sandbox.change_root(|| boot::directory_of_image(cwd.as_bytes(), owner))?;
         }
         self.defaults = defaults;
+        self.owner = owner;
         done()
     }
 
@@ -157,7 +172,7 @@ impl Server {
         env.extend(exec.env);
         let spec = Spec {
             entry: Entry::Command(exec.command),
-            user: exec.user,
+            user: exec.user.or_else(|| self.defaults.user.clone()),
             cwd: exec.cwd.or_else(|| self.defaults.cwd.clone()),
             env,
             tty: exec.tty,
@@ -229,10 +244,14 @@ impl Server {
             user: Option<wire::text::Text>,
         }
         let User { user } = parse(payload)?;
-        let request = ToolRequest { op: op.to_owned(), payload: payload.to_vec() };
+        let payload = match (op, self.owner) {
+            (Mkdir::NAME, Some(owner)) => of_image_user(parse(payload)?, owner),
+            _ => payload.to_vec(),
+        };
+        let request = ToolRequest { op: op.to_owned(), payload };
         let spec = Spec {
             entry: Entry::Tool(request),
-            user,
+            user: user.or_else(|| self.defaults.user.clone()),
             cwd: Some("/".into()),
             env: BTreeMap::new(),
             tty: None,
@@ -240,6 +259,22 @@ impl Server {
             limits: wire::op::Limits::default(),
         };
         let process = self.spawn(id, spec, Kind::Tool, Deadline::None, None, false)?;
+        Ok(Answer::Role(Role::Owner(process)))
+    }
+
+    fn layer_out(&mut self, id: StreamId) -> Result<Answer, OpError> {
+        if self.sandbox.kernel() == Kernel::Shared {
+            let message = "a sandbox on the host's kernel has no root of its own to pack";
+            return Err(OpError::new(ErrorCode::Unsupported, message));
+        }
+        if self.processes.values().any(|process| process.task.is_some()) {
+            let message = "tasks run, and what they change cannot be packed meanwhile";
+            return Err(OpError::new(ErrorCode::TooMany, message));
+        }
+        let traces = std::mem::take(&mut self.traces);
+        let unchanged = self.sandbox.change_root(|| trust::remove(&traces))?;
+        let task = self.sandbox.spawn_own(|output| layer::pack(&unchanged, output))?;
+        let process = self.keep(id, task, Kind::Tool, Deadline::None, None, false)?;
         Ok(Answer::Role(Role::Owner(process)))
     }
 
@@ -252,7 +287,19 @@ impl Server {
         log: Option<usize>,
         terminal: bool,
     ) -> Result<ProcessId, OpError> {
-        let mut task = self.sandbox.spawn(spec)?;
+        let task = self.sandbox.spawn(spec)?;
+        self.keep(stream, task, kind, deadline, log, terminal)
+    }
+
+    fn keep(
+        &mut self,
+        stream: StreamId,
+        mut task: Task,
+        kind: Kind,
+        deadline: Deadline,
+        log: Option<usize>,
+        terminal: bool,
+    ) -> Result<ProcessId, OpError> {
         self.last_process += 1;
         let id = self.last_process;
         let (stdout_sink, stderr_sink) = match log {
@@ -341,6 +388,15 @@ impl Server {
             dropped: (0, 0),
         })))
     }
+}
+
+/// A directory for the sandbox's own user is one for the image's.
+fn of_image_user(mkdir: Mkdir, (user, group): (u32, u32)) -> Vec<u8> {
+    let mkdir = match mkdir.owner {
+        Some(op::USER) => Mkdir { owner: Some(user), group: Some(group), ..mkdir },
+        _ => mkdir,
+    };
+    serde_json::to_vec(&mkdir).expect("a request is plain JSON")
 }
 
 fn check_names<'a>(names: impl IntoIterator<Item = &'a Text>) -> Result<(), OpError> {

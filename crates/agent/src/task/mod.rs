@@ -33,7 +33,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -72,6 +72,7 @@ pub(crate) use self::network::prepare as prepare_network;
 pub(crate) use self::process::Attendant;
 use self::process::{Fork, fork, signal_group};
 use self::seccomp::Filters;
+pub(crate) use self::user::User;
 
 /// A spare is made this long after the last one was taken: not while a short command runs.
 const REFILL_AFTER_START: Duration = Duration::from_millis(250);
@@ -337,6 +338,60 @@ impl Sandbox {
                 remains.kill();
                 self.bury(remains);
                 Err(error)
+            }
+        }
+    }
+
+    /// Starts work of the agent's own as a task, with the agent's rights and view: its output is the
+    /// task's.
+    ///
+    /// # Errors
+    /// Where the system has no process to give.
+    pub(crate) fn spawn_own(
+        &mut self,
+        work: impl FnOnce(File) -> Result<Value, OpError>,
+    ) -> Result<Task, OpError> {
+        let mut made = || -> Result<_, SetupError> {
+            let kind = SocketType::SEQPACKET;
+            let (socket, theirs) =
+                socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+                    .during("make the task's socket")?;
+            let (status, told) = pipe_with(PipeFlags::CLOEXEC).during("make the task's pipe")?;
+            let mut outputs = Vec::with_capacity(1);
+            let streams =
+                Streams::pipes(false, false, &mut outputs).during("make the task's output")?;
+            Ok((socket, theirs, status, told, streams, outputs, self.bounds.create()?))
+        };
+        let (socket, theirs, status, told, streams, mut outputs, bound) =
+            made().map_err(|error| error.to_op_error())?;
+        match fork(0, bound.group()) {
+            Ok(Fork::Child) => {
+                let Some(output) = outputs.pop() else { process::exit(1) };
+                let mut keep = [&theirs, &told, &output].map(AsRawFd::as_raw_fd);
+                process::close_all_but(&mut keep);
+                let _ = rustix::thread::set_name(c"sandforge-layer");
+                let result = work(File::from(output));
+                let report = result.map_or_else(Report::Refused, Report::Reply);
+                message::send_report(theirs.as_fd(), &report);
+                let farewell = Farewell { status: Status::Exited(0), used: Used::default() };
+                // Where the agent is gone there is nobody to tell.
+                let _ = rustix::io::write(&told, &farewell.to_bytes());
+                process::exit(0)
+            }
+            Ok(Fork::Parent(_, init)) => {
+                let failed = |error| failed("watch the task", &error);
+                let worker = init.try_clone().map_err(failed)?;
+                let remains = Remains { init, bound, broken_input: None };
+                let started = Started { worker, streams, tool: true, memory_limit: None };
+                Task::new(started, remains, socket, status).map_err(|(remains, error)| {
+                    remains.kill();
+                    self.bury(remains);
+                    error
+                })
+            }
+            Err(error) => {
+                self.bounds.remove(&bound);
+                Err(failed("fork", &error))
             }
         }
     }

@@ -21,9 +21,9 @@ const GROUPS_MAX: usize = 256;
 
 /// An identity to run as.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct User {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     pub(super) groups: Vec<u32>,
     pub(super) name: Vec<u8>,
     /// As in the passwd file; absent for a uid that it does not have.
@@ -33,7 +33,7 @@ pub(super) struct User {
 
 impl User {
     /// Finds `name`, `uid`, or either with `:group`; uid 1000 where nothing is asked for.
-    pub(super) fn find(request: Option<&[u8]>) -> Result<Self, OpError> {
+    pub(crate) fn find(request: Option<&[u8]>) -> Result<Self, OpError> {
         Self::find_in(request, &contents("/etc/passwd")?, &contents("/etc/group")?)
     }
 

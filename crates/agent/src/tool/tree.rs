@@ -27,7 +27,7 @@ pub(super) fn mkdir(op: &Mkdir) -> Result<Done, OpError> {
         // The mode is what was asked for, whatever the umask.
         Ok(()) => {
             if op.owner.is_some() {
-                std::os::unix::fs::chown(path, op.owner, op.owner).map_err(tried)?;
+                std::os::unix::fs::chown(path, op.owner, op.group.or(op.owner)).map_err(tried)?;
             }
             fs::set_permissions(path, Permissions::from_mode(op.mode & 0o7777)).map_err(tried)?;
         }

@@ -93,7 +93,10 @@ const OF_AUTHORITY: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
 ///
 /// # Errors
 /// With the step that failed.
-pub(crate) fn install(trust: Option<&str>, kernel: Kernel) -> Result<Vec<(Text, Text)>, OpError> {
+pub(crate) fn install(
+    trust: Option<&str>,
+    kernel: Kernel,
+) -> Result<(Vec<(Text, Text)>, Traces), OpError> {
     let authority = trust.map(Authority::read).transpose()?;
     let failed = |step: &'static str| {
         move |error: io::Error| {
@@ -104,12 +107,62 @@ pub(crate) fn install(trust: Option<&str>, kernel: Kernel) -> Result<Vec<(Text, 
     let system = system_bundle(authority.as_ref()).map_err(failed("read the certificates"))?;
     fill(authority.as_ref(), &system, kernel).map_err(failed("lay out /run/sandforge"))?;
     resolver(kernel).map_err(failed("set /etc/resolv.conf"))?;
-    let Some(authority) = authority else { return Ok(Vec::new()) };
-    match kernel {
+    let Some(authority) = authority else { return Ok((Vec::new(), Traces::default())) };
+    let bundles = match kernel {
         Kernel::Own => change_in_place(&authority).map_err(failed("add the certificate")),
-        Kernel::Shared => cover().map_err(failed("add the certificate")),
+        Kernel::Shared => cover().map(|()| Vec::new()).map_err(failed("add the certificate")),
     }?;
-    Ok(variables())
+    Ok((variables(), Traces { certificate: Some(authority.pem), bundles }))
+}
+
+/// What [`install`] left in a root that is the sandbox's.
+#[derive(Debug, Default)]
+pub(crate) struct Traces {
+    /// In PEM.
+    certificate: Option<String>,
+    /// The bundles that were changed, each with the digest of what it was.
+    bundles: Vec<(PathBuf, [u8; 20])>,
+}
+
+/// Takes out of a root, which is the caller's for now, what [`install`] put there, also where a tool
+/// of the root has copied it since. The bundles that are again as they were.
+///
+/// # Errors
+/// With the step that failed.
+pub(crate) fn remove(traces: &Traces) -> Result<Vec<PathBuf>, OpError> {
+    let failed = |error: io::Error| {
+        OpError::new(ErrorCode::Failed, format!("could not take the certificate out: {error}"))
+    };
+    let Some(certificate) = &traces.certificate else { return Ok(Vec::new()) };
+    let mut unchanged = Vec::new();
+    for path in BUNDLES {
+        let Ok(path) = fs::canonicalize(path) else { continue };
+        let Some(text) = read_bundle(&path).map_err(failed)? else { continue };
+        let clean = without_ours(&text).replace(certificate.as_str(), "");
+        if clean != text {
+            write_new(&path, clean.as_bytes()).map_err(failed)?;
+        }
+        let was = traces.bundles.iter().find(|(known, _)| *known == path);
+        if was.is_some_and(|(_, digest)| *digest == sha1::digest(clean.as_bytes())) {
+            unchanged.push(path);
+        }
+    }
+    let mut gone: Vec<PathBuf> =
+        SOURCES.iter().map(|(directory, name)| Path::new(directory).join(name)).collect();
+    gone.extend([Path::new(PROFILES).join("sandforge.sh"), Path::new(HASHED).join(FILE_NAME)]);
+    for entry in fs::read_dir(HASHED).into_iter().flatten().flatten() {
+        let leads_to_ours = |target: PathBuf| target.file_name() == Some(FILE_NAME.as_ref());
+        if fs::read_link(entry.path()).is_ok_and(leads_to_ours) {
+            gone.push(entry.path());
+        }
+    }
+    for path in gone {
+        match fs::remove_file(path) {
+            Err(error) if !is_absent(&error) => return Err(failed(error)),
+            _ => {}
+        }
+    }
+    Ok(unchanged)
 }
 
 fn variables() -> Vec<(Text, Text)> {
@@ -273,12 +326,15 @@ fn hashed_link(authority: &Authority, directory: &Path) -> io::Result<()> {
 }
 
 /// In a root that is the sandbox's.
-fn change_in_place(authority: &Authority) -> io::Result<()> {
+fn change_in_place(authority: &Authority) -> io::Result<Vec<(PathBuf, [u8; 20])>> {
+    let mut bundles = Vec::new();
     for path in BUNDLES {
         // Some are links to others; each file is changed once, where it is.
         let Ok(path) = fs::canonicalize(path) else { continue };
         let Some(text) = read_bundle(&path)? else { continue };
-        write_new(&path, joined(&without_ours(&text), authority).as_bytes())?;
+        let clean = without_ours(&text);
+        write_new(&path, joined(&clean, authority).as_bytes())?;
+        bundles.push((path, sha1::digest(clean.as_bytes())));
     }
     if Path::new(HASHED).is_dir() {
         hashed_link(authority, Path::new(HASHED))?;
@@ -291,7 +347,7 @@ fn change_in_place(authority: &Authority) -> io::Result<()> {
     if Path::new(PROFILES).is_dir() {
         write_new(&Path::new(PROFILES).join("sandforge.sh"), &profile())?;
     }
-    Ok(())
+    Ok(bundles)
 }
 
 /// The variables, for those that are not set.
@@ -335,7 +391,10 @@ fn cover_file(by: &str, path: &Path) -> io::Result<()> {
 fn resolver(kernel: Kernel) -> io::Result<()> {
     let path = Path::new(RESOLVER);
     match (kernel, fs::symlink_metadata(path)) {
-        (Kernel::Own, _) => write_new(path, NAMES.as_bytes()),
+        (Kernel::Own, _) => {
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            write_new(path, NAMES.as_bytes())
+        }
         (Kernel::Shared, Ok(metadata)) if metadata.is_symlink() => {
             // Into a part of the root that is the sandbox's own, as a rule: /run.
             let target = Path::new("/etc").join(fs::read_link(path)?);

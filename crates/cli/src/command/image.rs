@@ -24,6 +24,7 @@ use crate::units::readable;
 #[command(after_help = "\
 Examples:
   sandforge image ls
+  sandforge image build -t tool:1 .             by the recipe ./image.toml
   sandforge image build base      build it anew, with today's packages
   sandforge image pull python:3.12-slim         which `sandforge run --image` does too
   sandforge image verify base     compare every byte with its digest
@@ -47,12 +48,8 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Build an image from its recipe, in place of the one that is there
-    Build {
-        /// The recipe: base, or build (base with a C tool chain)
-        #[arg(default_value = "base")]
-        name: String,
-    },
+    /// Build an image by a recipe: your own, or one of Sandforge's anew
+    Build(super::build::BuildArgs),
     /// Print what is known about an image, as JSON
     Inspect {
         /// Its name or digest
@@ -122,7 +119,7 @@ impl ImageArgs {
             | Action::Verify { json, .. } => json,
             Action::Pull(ref args) => args.json,
             Action::Inspect { .. } => true,
-            Action::Build { .. } => false,
+            Action::Build(ref args) => args.json,
         }
     }
 
@@ -131,12 +128,7 @@ impl ImageArgs {
         let mut line = Shown(Line::new(context.verbosity));
         match self.action {
             Action::Ls { json } => list(&store, json, &mut line.0)?,
-            Action::Build { name } => {
-                let image = store.build(&name, &mut line).map_err(|error| image_failure(&error))?;
-                line.0.clear();
-                let digest = image.digest.unwrap_or_default();
-                super::print(&format!("{name} {digest}\n"))?;
-            }
+            Action::Build(args) => args.run(context, &store)?,
             Action::Pull(args) => args.run(context)?,
             Action::Inspect { image } => inspect(&store, &image)?,
             Action::Import { path, name, no_blobs, json } => {
@@ -198,7 +190,8 @@ impl ImageArgs {
     }
 }
 
-struct Shown(Line);
+/// Steps of the store, in a line.
+pub(super) struct Shown(pub(super) Line);
 
 impl Progress for Shown {
     fn step(&mut self, step: Step) {
@@ -247,7 +240,7 @@ fn note(image: &ImageInfo) -> String {
 }
 
 /// A reference as people write it, and any other name as it is.
-fn familiar(name: &str) -> String {
+pub(super) fn familiar(name: &str) -> String {
     let reference = name.parse::<supervisor::image::Reference>();
     match reference {
         Ok(reference) if reference.to_string() == name => reference.familiar(),
@@ -297,7 +290,7 @@ fn export(store: &Store, name: &str, file: &Path) -> Result<u64, Failure> {
     Ok(kept.metadata().map_err(|error| failed(&error))?.len())
 }
 
-fn store_failure(error: &StoreError) -> Failure {
+pub(super) fn store_failure(error: &StoreError) -> Failure {
     let kind = match error {
         StoreError::Unknown { .. } => Kind::NotFound,
         _ => Kind::Failed,
@@ -305,7 +298,7 @@ fn store_failure(error: &StoreError) -> Failure {
     Failure::from_error(kind, error)
 }
 
-fn image_failure(error: &ImageError) -> Failure {
+pub(super) fn image_failure(error: &ImageError) -> Failure {
     match error {
         ImageError::Store(error) => store_failure(error),
         ImageError::Recipe(RecipeError::Unknown(_)) => Failure::from_error(Kind::NotFound, error),

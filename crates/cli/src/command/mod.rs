@@ -2,6 +2,7 @@
 
 pub(crate) mod attach;
 pub(crate) mod audit;
+pub(crate) mod build;
 pub(crate) mod changes;
 pub(crate) mod completions;
 pub(crate) mod copy;

@@ -8,7 +8,7 @@ use supervisor::registry::{Platform, PlatformError};
 use super::Context;
 use crate::failure::Failure;
 use crate::filter;
-use crate::progress::Line;
+use crate::progress::Layers;
 use crate::units::readable;
 
 #[derive(Args)]
@@ -19,7 +19,7 @@ pub(crate) struct PullArgs {
     /// The platform, of those that it is there for, such as linux/amd64; by default the host's
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
-    /// Print a JSON object
+    /// Print a JSON object; on stderr, one for each layer that begins and that is here
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -52,12 +52,13 @@ impl PullArgs {
         let platform = self.platform.map(|text| text.parse::<Platform>()).transpose();
         let platform = platform.map_err(|error: PlatformError| usage(&error))?;
         let supervisor = super::supervisor()?;
-        let mut line = Line::new(context.verbosity);
+        let mut layers = Layers::new(context.verbosity, self.json);
         let pulled = super::block_on(async {
-            let pulled = supervisor.pull(&reference, platform.as_ref(), &mut line).await;
+            let pulled = supervisor.pull(&reference, platform.as_ref(), &mut layers).await;
             pulled.map_err(|error| super::supervisor_failure(&error))
-        })?;
-        line.clear();
+        });
+        let mut line = layers.into_line();
+        let pulled = pulled?;
         let shown = Shown {
             reference: reference.to_string(),
             digest: pulled.manifest_digest.to_string(),

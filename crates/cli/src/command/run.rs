@@ -102,6 +102,13 @@ struct MachineArgs {
     #[arg(long, value_name = "NAME|PATH", env = "SANDFORGE_IMAGE")]
     image: Option<OsString>,
 
+    /// Put the image's entrypoint before the command, as docker does
+    ///
+    /// Without this a command is run as it is given. With no command at all, the image's entrypoint and
+    /// its own command run.
+    #[arg(long, requires = "image")]
+    entrypoint: bool,
+
     /// A kernel of your own: an ELF with a PVH entry, or a bzImage
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -243,7 +250,10 @@ impl RunArgs {
             None => false,
         };
         let agent = agent.filter(|_| brought);
-        let image = self.machine.image.map(image).transpose()?;
+        let image = self.machine.image.take().map(image).transpose()?;
+        if self.machine.entrypoint || self.task.words.command.is_empty() {
+            self.task.words = as_image_says(image.as_deref(), self.task.words, context)?;
+        }
         let memory_mb = self.machine.memory.unwrap_or(match agent {
             Some(_) => coding_agent::MEMORY_MB,
             None => MEMORY_MB,
@@ -265,6 +275,7 @@ impl RunArgs {
                 mounts: files.mounts()?,
                 ..CreateSandbox::default()
             })),
+            root: None,
             exec: asked(&task.exec),
             kernel: self.machine.kernel,
             console: self.machine.console,
@@ -296,6 +307,35 @@ impl RunArgs {
         self.task.words = Words { command: asked.command(is_brought), separated: true };
         Ok(is_brought)
     }
+}
+
+/// The command that an image says: its entrypoint, and behind that what was given, or else its own
+/// command. It is asked about like any other, so the image has to be here first.
+fn as_image_says(image: Option<&str>, given: Words, context: &Context) -> Result<Words, Failure> {
+    let none = || Failure::usage("there is no command to run");
+    let image = image.ok_or_else(|| none().help("sandforge run COMMAND; see --help"))?;
+    let reference: ImageRef = match image.parse() {
+        Ok(reference) => reference,
+        Err(never) => match never {},
+    };
+    let supervisor = super::supervisor()?;
+    let mut line = Line::new(context.verbosity);
+    let config = super::block_on(async {
+        let config = supervisor.image_config(&reference, &mut line).await;
+        config.map_err(|error| super::supervisor_failure(&error))
+    })?;
+    line.clear();
+    let mut command: Vec<OsString> = config.entrypoint.into_iter().map(OsString::from).collect();
+    match given.command {
+        given if !given.is_empty() => command.extend(given),
+        _ => command.extend(config.cmd.into_iter().map(OsString::from)),
+    }
+    if command.is_empty() {
+        let help =
+            format!("the image {} says none either: sandforge run COMMAND", filter::plain(image));
+        return Err(none().help(help));
+    }
+    Ok(Words { command, separated: true })
 }
 
 /// The name of an image as it is; a path absolute, as policy has to see it.

@@ -57,6 +57,7 @@ fn trees_are_made_listed_moved_and_removed() {
             parents: true,
             mode: 0o755,
             owner: None,
+            group: None,
             user: None,
         })
         .await

@@ -7,7 +7,7 @@ pub(super) const INODE: usize = 64;
 /// Inode numbers count slots of this size from the start of the metadata.
 pub(super) const SLOT: usize = 32;
 pub(super) const DIRENT: usize = 12;
-const XATTR_HEADER: usize = 12;
+pub(super) const XATTR_HEADER: usize = 12;
 const SUPERBLOCK_AT: usize = 1024;
 const SUPERBLOCK: usize = 128;
 const MAGIC: u32 = 0xe0f5_e1e2;

@@ -34,21 +34,19 @@ pub(crate) struct Owner {
     pub(crate) is_opaque: bool,
 }
 
-struct Inode {
-    at: u64,
+pub(super) struct Inode {
+    pub(super) at: u64,
     format: u16,
-    xattrs: usize,
-    mode: u16,
-    size: u64,
+    pub(super) xattrs: usize,
+    pub(super) mode: u16,
+    pub(super) size: u64,
     first_block: u32,
-    owner: Owner,
+    pub(super) owner: Owner,
 }
 
 /// What each name of a path leads to, until one is no directory. The root's comes first.
 pub(crate) fn walk(file: &File, path: &[u8]) -> io::Result<Vec<Found>> {
-    let mut meta = [0; 4];
-    file.read_exact_at(&mut meta, META_AT)?;
-    let meta = u64::from(u32::from_le_bytes(meta)) * BLOCK as u64;
+    let meta = metadata(file)?;
     let mut inode = inode(file, meta)?;
     let mut found = vec![Found::Dir(inode.owner)];
     for name in path.split(|&b| b == b'/').filter(|name| !name.is_empty()) {
@@ -72,7 +70,14 @@ pub(crate) fn walk(file: &File, path: &[u8]) -> io::Result<Vec<Found>> {
     Ok(found)
 }
 
-fn inode(file: &File, at: u64) -> io::Result<Inode> {
+/// Where inode number 0, the root's, is.
+pub(super) fn metadata(file: &File) -> io::Result<u64> {
+    let mut meta = [0; 4];
+    file.read_exact_at(&mut meta, META_AT)?;
+    Ok(u64::from(u32::from_le_bytes(meta)) * BLOCK as u64)
+}
+
+pub(super) fn inode(file: &File, at: u64) -> io::Result<Inode> {
     let mut raw = [0; INODE];
     file.read_exact_at(&mut raw, at)?;
     let half = |at: usize| u16::from_le_bytes([raw[at], raw[at + 1]]);
@@ -94,18 +99,24 @@ fn inode(file: &File, at: u64) -> io::Result<Inode> {
     Ok(Inode { at, format: half(0), xattrs, mode: half(4), size, first_block, owner })
 }
 
+/// Where the block with this number of an inode's contents is, and how much of it counts.
+pub(super) fn block_of(inode: &Inode, number: u64) -> (u64, usize) {
+    let flat_inline = inode.format >> 1 & 7 == 2;
+    let whole = inode.size / BLOCK as u64;
+    let len = inode.size.saturating_sub(number * BLOCK as u64).min(BLOCK as u64);
+    let at = if flat_inline && number == whole {
+        inode.at + (INODE + inode.xattrs) as u64
+    } else {
+        (u64::from(inode.first_block) + number) * BLOCK as u64
+    };
+    (at, usize::try_from(len).unwrap_or(BLOCK))
+}
+
 /// The number of what has that name in a directory.
-fn entry(file: &File, dir: &Inode, name: &[u8]) -> io::Result<Option<u64>> {
-    let flat_inline = dir.format >> 1 & 7 == 2;
-    let whole = dir.size / BLOCK as u64;
+pub(super) fn entry(file: &File, dir: &Inode, name: &[u8]) -> io::Result<Option<u64>> {
     for number in 0..dir.size.div_ceil(BLOCK as u64).min(MAX_BLOCKS) {
-        let len = (dir.size - number * BLOCK as u64).min(BLOCK as u64);
-        let at = if flat_inline && number == whole {
-            dir.at + (INODE + dir.xattrs) as u64
-        } else {
-            (u64::from(dir.first_block) + number) * BLOCK as u64
-        };
-        let mut block = vec![0; usize::try_from(len).unwrap_or(BLOCK)];
+        let (at, len) = block_of(dir, number);
+        let mut block = vec![0; len];
         file.read_exact_at(&mut block, at)?;
         if let Some(nid) = in_block(&block, name) {
             return Ok(Some(nid));
@@ -114,19 +125,44 @@ fn entry(file: &File, dir: &Inode, name: &[u8]) -> io::Result<Option<u64>> {
     Ok(None)
 }
 
+/// Every name in a directory but `.` and `..`, and its inode's number.
+pub(super) fn entries(file: &File, dir: &Inode) -> io::Result<Vec<(Vec<u8>, u64)>> {
+    let mut found = Vec::new();
+    for number in 0..dir.size.div_ceil(BLOCK as u64).min(MAX_BLOCKS) {
+        let (at, len) = block_of(dir, number);
+        let mut block = vec![0; len];
+        file.read_exact_at(&mut block, at)?;
+        each_in_block(&block, |name, nid| {
+            if name != b"." && name != b".." {
+                found.push((name.to_vec(), nid));
+            }
+            None::<()>
+        });
+    }
+    Ok(found)
+}
+
 fn in_block(block: &[u8], name: &[u8]) -> Option<u64> {
+    each_in_block(block, |found, nid| (found == name).then_some(nid))
+}
+
+/// Stops with the first that `take` wants, or where the block makes no sense.
+fn each_in_block<T>(block: &[u8], mut take: impl FnMut(&[u8], u64) -> Option<T>) -> Option<T> {
     let name_at = |number: usize| {
         let at = number * DIRENT + 8;
         Some(usize::from(u16::from_le_bytes([*block.get(at)?, *block.get(at + 1)?])))
     };
     let count = name_at(0)? / DIRENT;
-    (0..count).find_map(|number| {
+    for number in 0..count {
         let end = if number + 1 < count { name_at(number + 1)? } else { block.len() };
         let found = block.get(name_at(number)?..end)?;
         let found = found.split(|&b| b == 0).next()?;
         let nid = block.get(number * DIRENT..number * DIRENT + 8)?;
-        (found == name).then(|| nid.try_into().map(u64::from_le_bytes).ok()).flatten()
-    })
+        if let Some(taken) = take(found, nid.try_into().map(u64::from_le_bytes).ok()?) {
+            return Some(taken);
+        }
+    }
+    None
 }
 
 #[cfg(test)]

@@ -8,11 +8,13 @@
 
 mod format;
 mod lookup;
+mod read;
 mod tree;
 mod writer;
 
 pub use format::{SUPERBLOCK_END, Superblock, SuperblockError};
 pub(crate) use lookup::{Found, Owner, walk};
+pub(crate) use read::{Image, Item, What};
 pub use writer::{Summary, WriteError, Writer};
 
 use crate::tar;

@@ -150,6 +150,15 @@ impl Kind {
 }
 
 /// How a layer is compressed, by its media type.
+/// The specification's own name for the media type of a layer.
+pub(crate) fn oci_layer(media_type: &str) -> Result<&'static str, DocumentError> {
+    Ok(match compression(media_type)? {
+        Compression::None => LAYER,
+        Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+        Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+    })
+}
+
 pub(crate) fn compression(media_type: &str) -> Result<Compression, DocumentError> {
     let kinds = [
         "application/vnd.oci.image.layer.v1.tar",

@@ -15,8 +15,9 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::document::{self, Config, Descriptor, Index, Kind, Manifest, Platform};
-use super::layer::{self, Expected};
+use super::layer::{self, Expected, Foreign};
 use super::layout::{INDEX, Layout, WORKING};
+use super::place::{self, Context};
 use super::{OciError, archive, choose, parents};
 use crate::cache::{CacheError, Lock};
 use crate::erofs::Superblock;
@@ -31,9 +32,15 @@ use crate::verity;
 const LAYER_VERSION: u32 = 1;
 const FILE_SYSTEM: &str = "layer.erofs";
 const DESCRIPTION: &str = "layer.json";
+/// The keys of layers that one image alone needs.
+const OWN: &str = "own.json";
 /// Beside the standard's own annotation, in our table of names.
 const PULLED: &str = "dev.sandforge.pulled";
 const ARCHIVE: &str = "dev.sandforge.archive";
+/// On what a step of a build has made, which is no image of the user's.
+const STEP: &str = "dev.sandforge.step";
+/// On what came from a registry.
+const REGISTRY: &str = "dev.sandforge.registry";
 /// The lock that is held while blobs arrive.
 const BLOBS: &str = "blobs";
 
@@ -125,26 +132,33 @@ struct Description {
     hides_all: bool,
     /// Paths, each byte a character of that number.
     implied: Vec<String>,
+    /// Hard links that are not in it, since what they name is in another layer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    foreign: Vec<Foreign>,
 }
 
 /// A line of the table of names.
 #[derive(Debug, Clone)]
-struct Tag {
-    name: String,
-    manifest: Descriptor,
-    pulled: u64,
+pub(super) struct Tag {
+    pub(super) name: String,
+    pub(super) manifest: Descriptor,
+    pub(super) pulled: u64,
     /// SHA-256 of the archive it came in.
-    archive: Option<String>,
+    pub(super) archive: Option<String>,
+    /// Whether a step of a build made it, to find it again.
+    pub(super) is_step: bool,
+    /// Whether it came from the registry that its name says.
+    pub(super) is_pulled: bool,
 }
 
 /// The documents of one image.
-struct Documents {
-    manifest: Manifest,
-    config: Config,
+pub(super) struct Documents {
+    pub(super) manifest: Manifest,
+    pub(super) config: Config,
 }
 
 impl Documents {
-    fn read(layout: &Layout, descriptor: &Descriptor) -> Result<Self, OciError> {
+    pub(super) fn read(layout: &Layout, descriptor: &Descriptor) -> Result<Self, OciError> {
         let refuse = |what: &str| {
             let what = what.to_owned();
             move |source| OciError::Document { what, source }
@@ -210,7 +224,14 @@ impl Store {
             Ok((image, manifest))
         })();
         let (image, manifest) = made.map_err(named(&name))?;
-        self.set_tag(Tag { name, manifest, pulled: store::now(), archive: None })?;
+        self.set_tag(Tag {
+            name,
+            manifest,
+            pulled: store::now(),
+            archive: None,
+            is_step: false,
+            is_pulled: true,
+        })?;
         Ok(image)
     }
 
@@ -251,7 +272,14 @@ impl Store {
             self.take(&from, manifest, &name, import.keep_blobs, progress)
         })();
         let (image, manifest) = made.map_err(named(&name))?;
-        self.set_tag(Tag { name, manifest, pulled: store::now(), archive: None })?;
+        self.set_tag(Tag {
+            name,
+            manifest,
+            pulled: store::now(),
+            archive: None,
+            is_step: false,
+            is_pulled: false,
+        })?;
         Ok(image)
     }
 
@@ -282,7 +310,15 @@ impl Store {
             self.take(&from, manifest, &name, import.keep_blobs, progress)
         });
         let (image, manifest) = made.map_err(named(&name))?;
-        self.set_tag(Tag { name, manifest, pulled: store::now(), archive: Some(digest) })?;
+        let archive = Some(digest);
+        self.set_tag(Tag {
+            name,
+            manifest,
+            pulled: store::now(),
+            archive,
+            is_step: false,
+            is_pulled: false,
+        })?;
         Ok(image)
     }
 
@@ -308,7 +344,7 @@ impl Store {
     }
 
     /// Opens every layer of an image; those that are not there are made of the blobs in `from`.
-    fn assemble(
+    pub(super) fn assemble(
         &self,
         from: &Layout,
         manifest: &Descriptor,
@@ -316,10 +352,27 @@ impl Store {
         progress: &mut dyn Progress,
     ) -> Result<RootImage, OciError> {
         let documents = Documents::read(from, manifest)?;
-        let mut layers = Vec::new();
+        let mut layers: Vec<(Layer, Description)> = Vec::new();
+        let (mut keys, mut own) = (Vec::new(), Vec::new());
         for (descriptor, diff_id) in documents.layers() {
-            layers.push(self.layer(from, descriptor, diff_id, progress)?);
+            let part = Part { from, descriptor, diff_id };
+            let mut key = key(diff_id);
+            let mut layer = self.layer(part, &key, None, progress)?;
+            let implied = layer.1.implied.iter().map(|path| bytes_of(path)).collect();
+            if !layers.is_empty() || !layer.1.foreign.is_empty() {
+                let view = place::view(layers.iter().map(|(layer, _)| &layer.file))?;
+                let foreign = &layer.1.foreign;
+                let context = Context::of(&view, layers.len(), diff_id, &implied, foreign)?;
+                if let Some(context) = context {
+                    key = format!("{}.{LAYER_VERSION}", context.key(diff_id, &keys));
+                    layer = self.layer(part, &key, Some(&context), progress)?;
+                    own.push(key.clone());
+                }
+            }
+            keys.push(key);
+            layers.push(layer);
         }
+        self.note_own(manifest, &own, progress)?;
         layers.extend(self.parents(manifest, &layers, progress)?);
         let layers = stack(layers);
         let size = layers.iter().map(|layer| layer.size).sum();
@@ -330,19 +383,19 @@ impl Store {
 
     fn layer(
         &self,
-        from: &Layout,
-        descriptor: &Descriptor,
-        diff_id: &str,
+        part: Part<'_>,
+        key: &str,
+        context: Option<&Context<'_>>,
         progress: &mut dyn Progress,
     ) -> Result<(Layer, Description), OciError> {
+        let Part { from, descriptor, diff_id } = part;
         let failed = |source| OciError::Layer { diff_id: diff_id.to_owned(), source };
-        let key = key(diff_id);
-        if let Ok(Some(found)) = self.open_layer(&key) {
+        if let Ok(Some(found)) = self.open_layer(key) {
             return Ok(found);
         }
-        let lock = self.layers.lock(&key, progress)?;
+        let lock = self.layers.lock(key, progress)?;
         // A damaged one is made again, if there is anything to make it of.
-        if let Ok(Some(found)) = self.open_layer(&key) {
+        if let Ok(Some(found)) = self.open_layer(key) {
             return Ok(found);
         }
         let blob = from.open(descriptor)?;
@@ -362,7 +415,8 @@ impl Store {
                     progress.step(Stage::Convert.at(done, total));
                 },
             };
-            let converted = layer::convert(counted, expected, file, layer::Limits::default());
+            let limits = layer::Limits::default();
+            let converted = layer::convert_in(counted, expected, file, limits, context);
             let (mut file, converted) =
                 converted.map_err(|error| match store::full_disk(&path, &error) {
                     Some(full) => full.into(),
@@ -377,10 +431,31 @@ impl Store {
                 devices_skipped: converted.summary.devices_skipped,
                 hides_all: converted.hides_all,
                 implied: converted.implied.iter().map(|path| text_of(path)).collect(),
+                foreign: converted.foreign,
             };
             Ok(store::write_json(&dir.join(DESCRIPTION), &description)?)
         })?;
-        self.open_layer(&key)?.ok_or_else(|| OciError::Missing { digest: diff_id.to_owned() })
+        self.open_layer(key)?.ok_or_else(|| OciError::Missing { digest: diff_id.to_owned() })
+    }
+
+    /// Notes which layers were made for this image, so that they are known to be needed.
+    fn note_own(
+        &self,
+        manifest: &Descriptor,
+        own: &[String],
+        progress: &mut dyn Progress,
+    ) -> Result<(), OciError> {
+        if own.is_empty() || self.own_keys(manifest) == own {
+            return Ok(());
+        }
+        let lock = self.layers.lock(&own_key(manifest), progress)?;
+        self.layers.publish(&lock, |dir| Ok(store::write_json(&dir.join(OWN), &own)?))
+    }
+
+    fn own_keys(&self, manifest: &Descriptor) -> Vec<String> {
+        let path = self.layers.path(&own_key(manifest)).join(OWN);
+        let json = fs::read(path).unwrap_or_default();
+        serde_json::from_slice(&json).unwrap_or_default()
     }
 
     /// The layer for directories that layers use and do not describe, where there are any.
@@ -432,6 +507,7 @@ impl Store {
                 devices_skipped: 0,
                 hides_all: false,
                 implied,
+                foreign: Vec::new(),
             };
             Ok(store::write_json(&dir.join(DESCRIPTION), &description)?)
         })?;
@@ -492,16 +568,18 @@ impl Store {
             let name = note(document::REF_NAME)?;
             // Without it, it is the note of somebody who only fetched it.
             let pulled = note(PULLED)?.parse().unwrap_or(0);
-            Some(Tag { name, pulled, archive: note(ARCHIVE), manifest })
+            let (is_step, is_pulled) = (note(STEP).is_some(), note(REGISTRY).is_some());
+            Some(Tag { name, pulled, archive: note(ARCHIVE), is_step, is_pulled, manifest })
         };
         Ok(index.manifests.into_iter().filter_map(tag).collect())
     }
 
-    fn set_tag(&self, tag: Tag) -> Result<(), StoreError> {
+    pub(super) fn set_tag(&self, tag: Tag) -> Result<(), StoreError> {
         let is_same = |known: &Tag| {
             known.name == tag.name
                 && known.manifest.digest == tag.manifest.digest
                 && known.archive == tag.archive
+                && known.is_pulled == tag.is_pulled
         };
         // What is used again and again is not written each time.
         if self.tags()?.iter().any(is_same) {
@@ -515,6 +593,11 @@ impl Store {
 
     fn change_tags(&self, change: impl FnOnce(&mut Vec<Tag>)) -> Result<(), StoreError> {
         let _hold = self.hold_blobs()?;
+        self.change_tags_alone(change)
+    }
+
+    /// For who holds the blobs, or keeps all others from them.
+    fn change_tags_alone(&self, change: impl FnOnce(&mut Vec<Tag>)) -> Result<(), StoreError> {
         let _lock = self.blobs.lock_index()?;
         let mut tags = self.tags()?;
         change(&mut tags);
@@ -527,6 +610,11 @@ impl Store {
                     (PULLED.to_owned(), tag.pulled.to_string()),
                 ]);
                 manifest.annotations.extend(tag.archive.map(|it| (ARCHIVE.to_owned(), it)));
+                for (is_so, note) in [(tag.is_step, STEP), (tag.is_pulled, REGISTRY)] {
+                    if is_so {
+                        manifest.annotations.insert(note.to_owned(), "1".to_owned());
+                    }
+                }
                 manifest
             })
             .collect();
@@ -534,7 +622,7 @@ impl Store {
     }
 
     /// By name, by reference, or by the beginning of its digest.
-    fn tag(&self, name: &str) -> Result<Option<Tag>, StoreError> {
+    pub(super) fn tag(&self, name: &str) -> Result<Option<Tag>, StoreError> {
         let tags = self.tags()?;
         if let Some(tag) = tags.iter().find(|tag| tag.name == name) {
             return Ok(Some(tag.clone()));
@@ -574,13 +662,23 @@ impl Store {
         self.open_tag(&tag, progress).map(Some)
     }
 
-    fn open_tag(&self, tag: &Tag, progress: &mut dyn Progress) -> Result<RootImage, ImageError> {
+    pub(super) fn open_tag(
+        &self,
+        tag: &Tag,
+        progress: &mut dyn Progress,
+    ) -> Result<RootImage, ImageError> {
         let _hold = self.hold_blobs()?;
         self.assemble(&self.blobs, &tag.manifest, &tag.name, progress).map_err(named(&tag.name))
     }
 
+    /// Whether the image of this name came from a registry.
+    pub(crate) fn is_of_registry(&self, name: &str) -> bool {
+        self.tag(name).ok().flatten().is_some_and(|tag| tag.is_pulled)
+    }
+
     pub(crate) fn tag_names(&self) -> Vec<String> {
-        self.tags().unwrap_or_default().into_iter().map(|tag| tag.name).collect()
+        let tags = self.tags().unwrap_or_default();
+        tags.into_iter().filter(|tag| !tag.is_step).map(|tag| tag.name).collect()
     }
 
     // --- what there is ----------------------------------------------------
@@ -594,7 +692,8 @@ impl Store {
     fn needs(&self, tag: &Tag) -> Result<(BTreeSet<String>, BTreeSet<String>), StoreError> {
         let documents = self.documents(tag)?;
         let keys = documents.config.diff_ids.iter().map(|diff_id| key(diff_id));
-        let keys = keys.chain([parents_key(&tag.manifest)]).collect();
+        let keys = keys.chain(self.own_keys(&tag.manifest));
+        let keys = keys.chain([parents_key(&tag.manifest), own_key(&tag.manifest)]).collect();
         let layers = documents.manifest.layers.iter().map(|layer| layer.digest.clone());
         let config = documents.manifest.config.digest.clone();
         Ok((keys, layers.chain([config, tag.manifest.digest.clone()]).collect()))
@@ -604,9 +703,10 @@ impl Store {
         let tags = self.tags()?;
         let needs: Vec<_> = tags.iter().map(|tag| self.needs(tag).unwrap_or_default()).collect();
         let mut list = Vec::new();
-        for (at, tag) in tags.iter().enumerate() {
+        for (at, tag) in tags.iter().enumerate().filter(|(_, tag)| !tag.is_step) {
             let (keys, blobs) = &needs[at];
-            let others: Vec<_> = (0..tags.len()).filter(|&other| other != at).collect();
+            let is_other = |&other: &usize| other != at && !tags[other].is_step;
+            let others: Vec<_> = (0..tags.len()).filter(is_other).collect();
             let (mut disk_bytes, mut shared_bytes, mut size) = (0, 0, 0);
             for key in keys {
                 let bytes = self.layer_disk_bytes(key);
@@ -633,8 +733,8 @@ impl Store {
                 source_digest: tag.archive.clone(),
                 packages: Vec::new(),
             };
-            // Without that for the parents, which few need.
-            let layers = keys.len().saturating_sub(1);
+            // Without those for the parents and of the layers of its own, which few need.
+            let layers = keys.len().saturating_sub(2);
             list.push(ImageInfo { manifest, disk_bytes, shared_bytes, layers, stale: false });
         }
         Ok(list)
@@ -735,6 +835,17 @@ impl Store {
                 }
             }
         }
+        for key in self.own_keys(&tag.manifest) {
+            let opened = self.open_layer(&key).map_err(|e| corrupt(e.to_string()))?;
+            let Some((mut layer, description)) = opened else { continue };
+            let total = Some(description.verity.tree);
+            let read = |done| progress.step(Stage::Digest.at(done, total));
+            if !verity::holds(&mut layer.file, &description.verity, read)
+                .map_err(CacheError::of("read", &self.layers.path(&key)))?
+            {
+                return Err(corrupt(format!("its layer {} has changed", description.diff_id)));
+            }
+        }
         Ok(true)
     }
 
@@ -786,6 +897,12 @@ impl Store {
     /// do blobs while others arrive.
     pub fn prune(&self, compressed: bool) -> Result<Pruned, StoreError> {
         let mut pruned = Pruned::default();
+        // A build that goes on needs what its steps made; it holds the blobs.
+        if let Some(_alone) = self.oci.try_lock(BLOBS)?
+            && self.tags()?.iter().any(|tag| tag.is_step)
+        {
+            self.change_tags_alone(|tags| tags.retain(|tag| !tag.is_step))?;
+        }
         let (keys, mut blobs) = self.needed()?;
         if compressed {
             for tag in self.tags()? {
@@ -875,6 +992,18 @@ fn seal(
         .map_err(CacheError::of("write", path))
 }
 
+/// A layer, and where it comes from.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    from: &'a Layout,
+    descriptor: &'a Descriptor,
+    diff_id: &'a str,
+}
+
+fn own_key(manifest: &Descriptor) -> String {
+    format!("own-{}", key(&manifest.digest))
+}
+
 fn parents_key(manifest: &Descriptor) -> String {
     format!("parents-{}", key(&manifest.digest))
 }
@@ -933,7 +1062,7 @@ fn index_of(manifests: &[Descriptor]) -> String {
 }
 
 /// A reference in its canonical spelling, or a name that is none.
-fn named_like(path: &Path, name: Option<&str>) -> String {
+pub(super) fn named_like(path: &Path, name: Option<&str>) -> String {
     match name {
         Some(name) => {
             name.parse::<Reference>().map_or_else(|_| name.to_owned(), |name| name.to_string())
@@ -945,7 +1074,7 @@ fn named_like(path: &Path, name: Option<&str>) -> String {
     }
 }
 
-fn named(name: &str) -> impl FnOnce(OciError) -> ImageError + use<> {
+pub(super) fn named(name: &str) -> impl FnOnce(OciError) -> ImageError + use<> {
     let name = name.to_owned();
     |source| match source {
         OciError::Cache(error) => error.into(),

@@ -2,9 +2,13 @@
 
 use std::io::{self, BufReader, Read, Seek, Write};
 
+use serde::{Deserialize, Serialize};
+
+use super::place::Context;
+use super::view::Seen;
 use crate::compression::Compression;
 use crate::digest::Digesting;
-use crate::erofs::{self, Summary, WriteError, Writer};
+use crate::erofs::{self, Summary, What, WriteError, Writer};
 use crate::tar::{Entry, Kind, Reader, TarPath};
 
 /// What hides a name of the layers below: `.wh.NAME`.
@@ -13,6 +17,8 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What another builder once noted for itself beside the files of a layer.
 const NOTES: &[u8] = b".wh..wh.";
+/// Nobody's builder links more than a few.
+const MAX_FOREIGN: usize = 100_000;
 /// Decompressors read ahead; what fits in here is no bomb.
 const ALWAYS_ALLOWED: u64 = 64 << 20;
 
@@ -111,6 +117,18 @@ pub struct Converted {
     pub implied: Vec<Vec<u8>>,
     /// All layers below are hidden.
     pub hides_all: bool,
+    /// Hard links to what is not in the layer. They are not in the image.
+    pub foreign: Vec<Foreign>,
+}
+
+/// A hard link to what is not in its layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Foreign {
+    /// Its path, `/`-separated.
+    pub path: Vec<u8>,
+    /// What it names.
+    pub target: Vec<u8>,
 }
 
 /// Turns a layer into an image at the start of `image`, in one pass over `blob`, and says no unless
@@ -121,10 +139,21 @@ pub fn convert<W: Read + Write + Seek>(
     image: W,
     limits: Limits,
 ) -> Result<(W, Converted), LayerError> {
+    convert_in(blob, expected, image, limits, None)
+}
+
+/// The same upon the layers below, where the layer needs them.
+pub(crate) fn convert_in<W: Read + Write + Seek>(
+    blob: impl Read,
+    expected: Expected<'_>,
+    image: W,
+    limits: Limits,
+    context: Option<&Context<'_>>,
+) -> Result<(W, Converted), LayerError> {
     // One byte more, so that a longer one shows.
     let blob = Digesting::new(blob.take(expected.size.saturating_add(1)));
     let mut blob = BufReader::with_capacity(256 << 10, blob);
-    let converted = unpack(&mut blob, expected, image, limits);
+    let converted = unpack(&mut blob, expected, image, limits, context);
     // Whatever else is wrong with it: that it is not the right blob is what there is to know.
     let (found, size) = blob.into_inner().finish_counted().map_err(LayerError::Read)?;
     if size != expected.size {
@@ -148,6 +177,7 @@ fn unpack<W: Read + Write + Seek>(
     expected: Expected<'_>,
     image: W,
     limits: Limits,
+    context: Option<&Context<'_>>,
 ) -> Result<(W, Converted, String), LayerError> {
     let found = Compression::of(blob.fill_buf().map_err(LayerError::Read)?);
     if found != expected.compression {
@@ -160,13 +190,19 @@ fn unpack<W: Read + Write + Seek>(
     let mut archive = Reader::new(BufReader::with_capacity(64 << 10, &mut plain));
     let written = (|| -> Result<_, LayerError> {
         let mut writer = Writer::new(image, limits.image)?;
+        let mut foreign = Vec::new();
         while let Some(entry) = archive.next_entry().map_err(WriteError::from)? {
-            add(&mut writer, entry, &mut archive.contents())?;
+            add(&mut writer, entry, &mut archive.contents(), context, &mut foreign)?;
+        }
+        if let (Some(_), Some(Foreign { path, target })) = (context, foreign.first()) {
+            let name = |bytes: &[u8]| TarPath::parse(bytes).unwrap_or_default();
+            let (path, target) = (name(path), name(target));
+            return Err(WriteError::LinkTarget { path, target }.into());
         }
         writer.settle_whiteouts()?;
         let (implied, hides_all) = (writer.implied_directories(), writer.hides_all());
         let (image, summary) = writer.finish()?;
-        Ok((image, Converted { summary, implied, hides_all }))
+        Ok((image, Converted { summary, implied, hides_all, foreign }))
     })();
     drop(archive);
     if plain.get_ref().is_over {
@@ -183,6 +219,8 @@ fn add<W: Read + Write + Seek>(
     writer: &mut Writer<W>,
     entry: Entry,
     contents: &mut dyn Read,
+    context: Option<&Context<'_>>,
+    foreign: &mut Vec<Foreign>,
 ) -> Result<(), LayerError> {
     let mut names: Vec<&[u8]> = entry.path.names().collect();
     let last = names.pop().unwrap_or_default();
@@ -193,14 +231,43 @@ fn add<W: Read + Write + Seek>(
     if names.iter().any(|name| name.starts_with(WHITEOUT)) {
         return Err(refuse("a whiteout is not a directory"));
     }
+    let parent = match context {
+        Some(context) => context.place(&names.join(&b'/')),
+        None => names.join(&b'/'),
+    };
+    let in_place =
+        |name: &[u8]| TarPath::parse(&[&parent[..], b"/", name].concat()).map_err(WriteError::from);
     let Some(hidden) = last.strip_prefix(WHITEOUT) else {
+        let path = in_place(last)?;
         match entry.kind {
-            Kind::Device => writer.skip_device(entry.path)?,
-            _ => writer.add(entry, contents)?,
+            Kind::Device => writer.skip_device(path)?,
+            Kind::HardLink(ref target) => {
+                let meant = match context {
+                    Some(context) => TarPath::parse(&context.place(target.as_bytes())),
+                    None => Ok(target.clone()),
+                };
+                let meant = meant.map_err(WriteError::from)?;
+                let found = context.and_then(|context| context.link(entry.path.as_bytes()));
+                match (writer.contains(&meant), found) {
+                    (false, Some(found)) => copy(writer, path, found)?,
+                    (false, None) => {
+                        if foreign.len() >= MAX_FOREIGN {
+                            let (what, limit) = ("hard links to other layers", MAX_FOREIGN as u64);
+                            return Err(WriteError::Limit { what, limit }.into());
+                        }
+                        let (path, target) = (entry.path.as_bytes(), target.as_bytes());
+                        foreign.push(Foreign { path: path.to_vec(), target: target.to_vec() });
+                    }
+                    (true, _) => {
+                        let kind = Kind::HardLink(meant);
+                        writer.add(Entry { path, kind, ..entry }, contents)?;
+                    }
+                }
+            }
+            _ => writer.add(Entry { path, ..entry }, contents)?,
         }
         return Ok(());
     };
-    let parent = names.join(&b'/');
     if last == OPAQUE {
         let parent = TarPath::parse(&parent).map_err(WriteError::from)?;
         return Ok(writer.hide_below(parent)?);
@@ -208,8 +275,33 @@ fn add<W: Read + Write + Seek>(
     if matches!(hidden, b"" | b"." | b"..") {
         return Err(refuse("a whiteout of no name"));
     }
-    let path = TarPath::parse(&[&parent[..], b"/", hidden].concat()).map_err(WriteError::from)?;
-    Ok(writer.whiteout(path)?)
+    Ok(writer.whiteout(in_place(hidden)?)?)
+}
+
+/// Puts a file of a layer below into this one, too.
+fn copy<W: Read + Write + Seek>(
+    writer: &mut Writer<W>,
+    path: TarPath,
+    found: &Seen<'_>,
+) -> Result<(), LayerError> {
+    let item = &found.item;
+    let kind = match item.what {
+        What::File { size } => Kind::File { size },
+        What::Symlink => Kind::Symlink(found.image.target(item).map_err(LayerError::Read)?),
+        What::Fifo => Kind::Fifo,
+        What::Dir | What::Whiteout => return Err(WriteError::Directory { path }.into()),
+    };
+    let owner = item.owner;
+    let entry = Entry {
+        path,
+        kind,
+        mode: owner.mode,
+        uid: owner.uid,
+        gid: owner.gid,
+        mtime: owner.mtime,
+        xattrs: item.xattrs.clone(),
+    };
+    Ok(writer.add(entry, &mut found.image.contents(item))?)
 }
 
 /// Gives up after so many bytes.

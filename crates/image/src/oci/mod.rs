@@ -1,16 +1,20 @@
 //! Images in layers: what they are made of, and how they become file systems.
 
 mod archive;
+mod build;
 mod document;
 mod images;
 mod layer;
 mod layout;
 mod parents;
+mod place;
+mod view;
 
 pub(crate) use archive::begins_like_one;
+pub use build::{Built, NewLayer, StepLock};
 pub use document::{Config, Descriptor, DocumentError, Index, Manifest, Platform};
 pub use images::{BlobHold, Import, Inspection, LayerInfo, Pruned};
-pub use layer::{Converted, Expected, LayerError, Limits, convert};
+pub use layer::{Converted, Expected, Foreign, LayerError, Limits, convert};
 pub(crate) use layout::Layout;
 
 use std::io;
@@ -81,7 +85,7 @@ pub enum OciError {
         /// The directory or archive.
         path: PathBuf,
     },
-    /// A layer puts files into a directory that is no directory in the image.
+    /// A layer puts files below what is no directory in the image, and leads to none.
     #[error(
         "its layer {diff_id} has files below /{path}, which is no directory in the layers below it"
     )]
@@ -103,6 +107,17 @@ pub enum OciError {
          keeps what an export needs"
     )]
     NoBlobs,
+    /// A file of a build directory cannot go into an image.
+    #[error("{path}: {why}")]
+    File {
+        /// Its path there.
+        path: String,
+        /// Why not.
+        why: String,
+    },
+    /// An image that cannot be built upon.
+    #[error("it is a file system of its own, not an image in layers: import one, or a tar archive")]
+    NotLayered,
     /// A file could not be read.
     #[error("cannot read {}: {source}", .path.display())]
     Read {

@@ -37,6 +37,10 @@ fn below() -> Blob {
             .dir("dev", 0o755)
             .file("dev/null", b"a file")
             .symlink("lib", "usr/lib")
+            .symlink("up", "../../../../etc")
+            .symlink("away", "/not/there")
+            .symlink("loop", "loop")
+            .symlink("to-file", "etc/passwd")
             .dir("usr", 0o755)
             .dir("usr/lib", 0o755)
             .end(),
@@ -72,10 +76,12 @@ fn a_symbolic_link_leads_wherever_it_says_and_nothing_is_written_through_it() {
 }
 
 #[test]
-fn a_hard_link_reaches_nothing_but_its_own_layer() {
+fn a_hard_link_reaches_nothing_but_the_image() {
     refused(Tar::default().hard_link("x", "../../etc/shadow"), "could leave the root");
     refused(Tar::default().hard_link("x", "/etc/shadow"), "not in the archive before it");
-    refused(Tar::default().hard_link("x", "etc/passwd"), "not in the archive before it");
+    refused(Tar::default().hard_link("x", "etc"), "not in the archive before it");
+    refused(Tar::default().hard_link("x", "etc/passwd/y"), "not in the archive before it");
+    refused(Tar::default().hard_link("x", "loop/y"), "not in the archive before it");
     refused(Tar::default().dir("d", 0o755).hard_link("x", "d"), "cannot be a hard link");
     refused(
         Tar::default().file("etc/.wh.a", b"").hard_link("x", "etc/.wh.a"),
@@ -187,12 +193,68 @@ fn a_device_becomes_nothing_and_hides_what_is_below() {
 }
 
 #[test]
-fn files_behind_a_link_of_a_lower_layer_are_refused_rather_than_put_elsewhere() {
-    refused(Tar::default().file("lib/harm", b"x"), "/lib, which is no directory");
-    // With an entry, the layer says that it means a directory.
-    seen(Tar::default().dir("lib", 0o755).file("lib/x", b"x"), |root| {
-        assert!(root.join("lib").symlink_metadata().unwrap().is_dir());
+fn files_behind_a_link_of_a_lower_layer_go_where_it_leads_and_never_out() {
+    let text = |root: &Path, path: &str| fs::read_to_string(root.join(path)).unwrap();
+    seen(Tar::default().file("lib/x", b"x").file("up/y", b"y").file("lib/d/z", b"z"), |root| {
+        assert_eq!(fs::read_link(root.join("lib")).unwrap(), Path::new("usr/lib"));
+        assert_eq!(text(root, "usr/lib/x"), "x");
+        assert_eq!(text(root, "usr/lib/d/z"), "z");
+        // Out of the root is the root again.
+        assert_eq!(text(root, "etc/y"), "y");
+        assert_eq!(text(root, "etc/passwd"), "root");
+        let etc = fs::symlink_metadata(root.join("etc")).unwrap();
+        assert_eq!(etc.mode() & 0o7777, 0o755);
     });
+    seen(Tar::default().file("up/.wh.passwd", b"").file("away/new", b"n"), |root| {
+        assert!(!root.join("etc/passwd").exists());
+        assert_eq!(text(root, "not/there/new"), "n");
+    });
+    // With an entry, the layer says that it means a directory, and what was behind the link is not in it.
+    seen(Tar::default().dir("lib", 0o755).file("lib/x", b"x").file("lib/e/y", b"y"), |root| {
+        assert!(root.join("lib").symlink_metadata().unwrap().is_dir());
+        assert!(root.join("lib/e/y").exists() && !root.join("usr/lib/e").exists());
+    });
+    refused(Tar::default().file("loop/x", b"x"), "/loop, which is no directory");
+    refused(Tar::default().file("etc/passwd/x", b"x"), "/etc/passwd, which is no directory");
+    refused(Tar::default().file("to-file/x", b"x"), "/to-file, which is no directory");
+}
+
+#[test]
+fn a_hard_link_to_a_file_of_a_lower_layer_is_that_file_once_more() {
+    seen(
+        Tar::default()
+            .hard_link("opt/b", "opt/a")
+            .hard_link("opt/c", "opt/b")
+            .hard_link("opt/l", "lib")
+            .hard_link("p", "up/passwd"),
+        |root| {
+            for name in ["opt/a", "opt/b", "opt/c"] {
+                assert_eq!(fs::read_to_string(root.join(name)).unwrap(), "a", "{name}");
+            }
+            assert_eq!(fs::read_link(root.join("opt/l")).unwrap(), Path::new("usr/lib"));
+            assert_eq!(fs::read_to_string(root.join("p")).unwrap(), "root");
+        },
+    );
+}
+
+#[test]
+fn what_only_one_image_needs_goes_with_it() {
+    let bench = Bench::new();
+    let layers = [below(), Blob::gzip(&Tar::default().file("lib/x", b"x").end())];
+    let path = bench.layout("image", &layers);
+    let image = bench.resolve(&path).unwrap();
+    check_layers(&image);
+    bench.store.verify("image", &mut ()).unwrap();
+    let made = bench.names("layers");
+    assert!(made.iter().any(|name| name.starts_with("own-")), "{made:?}");
+    bench.resolve(&path).unwrap();
+    assert_eq!(bench.names("layers"), made);
+    bench.store.prune(false).unwrap();
+    assert_eq!(bench.names("layers").len(), made.len());
+    drop(image);
+    bench.store.remove("image").unwrap();
+    bench.store.prune(false).unwrap();
+    assert_eq!(bench.names("layers"), [""; 0]);
 }
 
 #[test]
