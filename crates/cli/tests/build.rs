@@ -149,7 +149,8 @@ fn a_command_of_a_recipe_that_fails_is_told_from_a_failure_of_ours() {
     build("files = [{ from = \"src/not\", to = \"/x\" }]").exits(1).says("no such file");
     fs::write(project.path("image.toml"), "base = \"nowhere\"").unwrap();
     project.build(&[]).exits(3).says("nowhere");
-    project.call(&["image", "build", "not-there"]).output().exits(2).says("no directory");
+    project.call(&["image", "build", "./not-there"]).output().exits(2).says("no directory");
+    project.call(&["image", "build", "not-there"]).output().exits(3).says("no recipe");
     project.call(&["image", "build", "base", "-t", "x"]).output().exits(2).says("--tag");
 }
 

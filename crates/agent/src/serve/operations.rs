@@ -136,13 +136,14 @@ impl Server {
 
     fn take_defaults(&mut self, defaults: Defaults) -> Result<Answer, OpError> {
         check_names(defaults.env.keys())?;
-        let user = defaults.user.clone();
-        // Who cannot be found is told to the task that would have been his.
-        let owner =
-            self.sandbox.change_root(|| Ok(user.map(|user| User::find(Some(user.as_bytes())))))?;
-        let owner = owner.and_then(Result::ok).map(|user| (user.uid, user.gid));
-        if let Some(owner) = owner {
-            self.sandbox.change_root(|| boot::give_workspace(owner))?;
+        let mut owner = None;
+        if let Some(user) = defaults.user.clone() {
+            owner = self.sandbox.change_root(|| {
+                // Who cannot be found is told to the task that would have been his.
+                let Ok(user) = User::find(Some(user.as_bytes())) else { return Ok(None) };
+                boot::give_workspace((user.uid, user.gid))?;
+                Ok(Some((user.uid, user.gid)))
+            })?;
         }
         if let Some(cwd) = &defaults.cwd {
             let owner = owner.unwrap_or((op::USER, op::USER));

@@ -110,6 +110,10 @@ impl BuildArgs {
         let directory = self.place.clone().unwrap_or_else(|| PathBuf::from("."));
         let file = self.file.clone().unwrap_or_else(|| directory.join(FILE_NAME));
         if !directory.is_dir() {
+            // A word alone is rather a recipe of ours, misspelt.
+            if let Some(name) = directory.to_str().filter(|name| !name.contains(['/', '.'])) {
+                return self.rebuild(name, context, store);
+            }
             let failure = Failure::usage(format!("{directory:?} is no directory"));
             return Err(failure.help("a directory with a recipe (image.toml), or base, or build"));
         }
