@@ -5,7 +5,7 @@ use crate::digest;
 use crate::erofs::{Limits, SUPERBLOCK_END, Summary, Superblock, SuperblockError, WriteError};
 use crate::layers::RootImage;
 use crate::mmdebstrap::{self, BootstrapError, Package};
-use crate::oci::{Import, Layout, OciError};
+use crate::oci::{BLOBS, Import, Layout, OciError};
 use crate::progress::{Progress, Stage};
 use crate::recipe::{self, Recipe, RecipeError};
 use crate::reference::Reference;
@@ -202,13 +202,19 @@ impl Store {
     /// removed.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let area = |name| Area::open(root, name);
+        let oci = area("oci")?;
+        let blobs = {
+            // Nobody sweeps up meanwhile what is just being made.
+            let _hold = oci.lock_shared(BLOBS)?;
+            Layout::make(&root.join("oci"))?
+        };
         let store = Self {
             directory: root.to_owned(),
             images: area("images")?,
             boot: area("boot")?,
             layers: area("layers")?,
-            oci: area("oci")?,
-            blobs: Layout::make(&root.join("oci"))?,
+            oci,
+            blobs,
         };
         store.sweep_blobs()?;
         Ok(store)

@@ -42,7 +42,7 @@ const STEP: &str = "dev.sandforge.step";
 /// On what came from a registry.
 const REGISTRY: &str = "dev.sandforge.registry";
 /// The lock that is held while blobs arrive.
-const BLOBS: &str = "blobs";
+pub(crate) const BLOBS: &str = "blobs";
 
 /// How an image is brought in.
 #[derive(Debug, Clone, Copy, Default)]

@@ -13,6 +13,7 @@ mod view;
 pub(crate) use archive::begins_like_one;
 pub use build::{Built, NewLayer, StepLock};
 pub use document::{Config, Descriptor, DocumentError, Index, Manifest, Platform};
+pub(crate) use images::BLOBS;
 pub use images::{BlobHold, Import, Inspection, LayerInfo, Pruned};
 pub use layer::{Converted, Expected, Foreign, LayerError, Limits, convert};
 pub(crate) use layout::Layout;
