@@ -18,7 +18,7 @@ use vmm::{Config, Vm, payload};
 use crate::{Outcome, head, ms, row};
 
 const RUNS: usize = 1000;
-const MEMORY: u64 = 128 << 20;
+pub(crate) const MEMORY: u64 = 128 << 20;
 
 type Devices = Vec<(&'static str, Box<dyn Device>)>;
 
@@ -81,7 +81,10 @@ fn once(kvm: &File, with_devices: bool) -> Result<[Duration; 3], Box<dyn std::er
     Ok([made, ran, freed])
 }
 
-fn devices(disk: File, carrier: UnixStream) -> Result<Devices, Box<dyn std::error::Error>> {
+pub(crate) fn devices(
+    disk: File,
+    carrier: UnixStream,
+) -> Result<Devices, Box<dyn std::error::Error>> {
     let disk = block::Config { files: vec![disk], read_only: false, id: "root".into(), rate: None };
     let mut ports = vsock::Config::new(3);
     ports.connect = vec![(2222, carrier.into())];

@@ -1,12 +1,13 @@
 //! Prints the figures of docs/benchmarks.md, one table a measurement.
 //!
-//! `cargo run --release -p bench [cold|create|exec|process|stream|parallel|serve|workspace]...`, all of them
+//! `cargo run --release -p bench [cold|create|exec|fork|process|stream|parallel|serve|workspace]...`, all of them
 //! without a name; `kvm-boot` has to be asked for by its name. `serve --minutes N` goes on making
 //! sandboxes for so long. Figures are medians and 90th percentiles of runs in a row; see how loaded
 //! the machine was in the first line. `egress` has options of its own, after its name.
 #![forbid(unsafe_code)]
 
 mod create;
+mod fork;
 mod kvm;
 mod serve;
 mod workspace;
@@ -58,6 +59,9 @@ fn main() -> ExitCode {
         }
         if wanted("create") {
             create::run()?;
+        }
+        if wanted("fork") {
+            fork::run()?;
         }
         if wanted("exec") {
             with_guest(exec)?;
