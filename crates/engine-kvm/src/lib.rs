@@ -99,7 +99,12 @@ impl SandboxBackend for Kvm {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { pause: true, max_cpus: vmm::MAX_CPUS.into(), ..Capabilities::default() }
+        Capabilities {
+            pause: true,
+            snapshot: true,
+            max_cpus: vmm::MAX_CPUS.into(),
+            ..Capabilities::default()
+        }
     }
 
     /// Tries a guest in a confined monitor, whatever was found before.

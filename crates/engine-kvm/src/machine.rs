@@ -1,11 +1,11 @@
 //! A running monitor.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use async_trait::async_trait;
 use engine::attach::Attached;
-use engine::{BootSpec, Carrier, EngineError, Machine, Stats};
+use engine::{BootSpec, Carrier, EngineError, Machine, Saved, Snapshot, Stats, System};
 use jail::cgroup::{Bounds, Group, Parent};
 use launch::machine::ProcessMachine;
 use launch::{LaunchError, Launcher, Ownership, Process, Start};
@@ -34,7 +34,7 @@ async fn launch(
     descriptors: Vec<OwnedFd>,
     ownership: Ownership,
 ) -> Result<(Process, Report), EngineError> {
-    let shown = matches!(task, Task::Machine(machine) if machine.console);
+    let shown = task.machine().is_some_and(|machine| machine.console);
     let start = Start { orders: task, descriptors, ownership, shown };
     let mut process = launcher.start(start).map_err(|error| unlaunched(&error))?;
     match process.report().await.map_err(|error| unlaunched(&error))? {
@@ -66,14 +66,22 @@ pub(crate) async fn boot(
     spec: BootSpec,
 ) -> Result<KvmMachine, EngineError> {
     let group = group(&spec, cpus)?;
-    let guest = spec.system.guest()?;
+    let (start, disks, is_saved) = match spec.system {
+        System::Saved(Saved { snapshot, disks }) => {
+            ([snapshot.memory, snapshot.state], disks, true)
+        }
+        system => {
+            let guest = system.guest()?;
+            ([guest.kernel, guest.initramfs], guest.disks, false)
+        }
+    };
     let Attached { monitor_end, host_end } =
         Attached::new(&spec.attachment).map_err(failed("make the carrier"))?;
     let (carrier, ownership) = match host_end.listens() {
         true => (protocol::Carrier::Listening, Ownership::Detached),
         false => (protocol::Carrier::Connected, Ownership::Owned),
     };
-    let (disks, mut words) = guest.disks.take();
+    let (disks, mut words) = disks.take();
     words.extend(spec.agent_arguments.iter().cloned());
     let machine = protocol::Machine {
         cpus,
@@ -85,13 +93,14 @@ pub(crate) async fn boot(
         disks: disks.iter().map(shape).collect(),
         grouped: group.is_some(),
     };
-    let mut descriptors: Vec<OwnedFd> =
-        vec![kvm, guest.kernel.into(), guest.initramfs.into(), monitor_end];
+    let mut descriptors = vec![kvm];
+    descriptors.extend(start.map(OwnedFd::from));
+    descriptors.push(monitor_end);
     descriptors.extend(disks.into_iter().flat_map(|disk| disk.files).map(OwnedFd::from));
     if let Some(group) = &group {
         descriptors.push(group.door().map_err(|error| refused(error.to_string()))?);
     }
-    let task = Task::Machine(machine);
+    let task = if is_saved { Task::Saved(machine) } else { Task::Machine(machine) };
     let (mut process, report) = launch(launcher, &task, descriptors, ownership).await?;
     match report {
         Report::Running { jail } => {
@@ -152,14 +161,23 @@ fn command_line(console: bool, agent_words: &[String]) -> String {
 pub(crate) struct KvmMachine(ProcessMachine);
 
 impl KvmMachine {
-    async fn ask(&mut self, request: Request) -> Result<Answer, EngineError> {
-        let answer = self.0.process().control().ask(&request, &[]).await;
+    async fn ask(
+        &mut self,
+        request: Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Answer, EngineError> {
+        let answer = self.0.process().control().ask(&request, descriptors).await;
         answer.map_err(|error| EngineError::Ended(format!("its monitor does not answer: {error}")))
     }
 
-    async fn tell(&mut self, request: Request) -> Result<(), EngineError> {
-        match self.ask(request).await? {
+    async fn tell(
+        &mut self,
+        request: Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), EngineError> {
+        match self.ask(request, descriptors).await? {
             Answer::Done => Ok(()),
+            Answer::Failed { reason } => Err(EngineError::Save(reason)),
             other => Err(EngineError::Ended(format!("its monitor answered {other:?}"))),
         }
     }
@@ -180,11 +198,15 @@ impl Machine for KvmMachine {
     }
 
     async fn pause(&mut self) -> Result<(), EngineError> {
-        self.tell(Request::Pause).await
+        self.tell(Request::Pause, &[]).await
     }
 
     async fn resume(&mut self) -> Result<(), EngineError> {
-        self.tell(Request::Resume).await
+        self.tell(Request::Resume, &[]).await
+    }
+
+    async fn save(&mut self, into: &Snapshot) -> Result<(), EngineError> {
+        self.tell(Request::Save, &[into.memory.as_fd(), into.state.as_fd()]).await
     }
 
     async fn ended(&mut self) -> String {

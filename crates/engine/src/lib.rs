@@ -66,7 +66,7 @@ impl FromStr for Isolation {
 pub struct Capabilities {
     /// [`Machine::pause`] and [`Machine::resume`].
     pub pause: bool,
-    /// [`Machine::snapshot`].
+    /// [`Machine::save`], and [`System::Saved`].
     pub snapshot: bool,
     /// [`Machine::fork`].
     pub fork: bool,
@@ -94,6 +94,9 @@ pub enum EngineError {
     /// The machine ended before or while it was asked.
     #[error("the machine has ended: {0}")]
     Ended(String),
+    /// A machine that goes on cannot be saved.
+    #[error("cannot save the machine: {0}")]
+    Save(String),
 }
 
 /// Why an engine cannot run here, and what would change that.
@@ -122,6 +125,9 @@ pub struct Preflight {
 pub enum System {
     /// A machine's, for the tiers that have one.
     Guest(Guest),
+    /// A machine that goes on from where another stood still, for engines with
+    /// [`Capabilities::snapshot`].
+    Saved(Saved),
     /// The agent alone, a static program, on the host's kernel: for [`Isolation::Process`].
     Process {
         /// Opened for reading.
@@ -140,6 +146,35 @@ pub struct Guest {
     pub disks: Disks,
 }
 
+/// What a machine goes on from. Its memory and its virtual CPUs are as many as the other's, and
+/// its agent knows what the other's knew.
+#[derive(Debug)]
+pub struct Saved {
+    /// Where the other stood still.
+    pub snapshot: Snapshot,
+    /// Disks like the other's, in the same order, with what was on them then.
+    pub disks: Disks,
+}
+
+/// Where a machine stood still, as two files of the engine that wrote them.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// What was in its memory. Any number of machines go on from it at once; none writes to it.
+    pub memory: File,
+    /// All else.
+    pub state: File,
+}
+
+impl Snapshot {
+    /// Other handles of the same files.
+    ///
+    /// # Errors
+    /// Where there are no descriptors to be had.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self { memory: self.memory.try_clone()?, state: self.state.try_clone()? })
+    }
+}
+
 impl System {
     /// What to boot, for an engine that makes machines.
     ///
@@ -151,6 +186,7 @@ impl System {
             Self::Process { .. } => {
                 Err(EngineError::Unsupported("this engine runs nothing without a kernel".into()))
             }
+            Self::Saved(_) => Err(unsupported("go on from a snapshot of")),
         }
     }
 
@@ -161,7 +197,7 @@ impl System {
     pub fn process(self) -> Result<File, EngineError> {
         match self {
             Self::Process { agent } => Ok(agent),
-            Self::Guest(_) => {
+            Self::Guest(_) | Self::Saved(_) => {
                 Err(EngineError::Unsupported("this engine boots no kernel and no image".into()))
             }
         }
@@ -286,20 +322,13 @@ pub trait Machine: fmt::Debug + Send + Sync {
         Err(unsupported("resume"))
     }
 
-    /// Writes the machine's state and memory to a file, paused.
+    /// Writes what others need to go on from here; the files' content becomes that. The machine is
+    /// paused.
     ///
     /// # Errors
-    /// `Unsupported` without [`Capabilities::snapshot`].
-    async fn snapshot(&mut self, _into: File) -> Result<(), EngineError> {
-        Err(unsupported("snapshot"))
-    }
-
-    /// Makes `count` copies that share memory until they write.
-    ///
-    /// # Errors
-    /// `Unsupported` without [`Capabilities::fork`].
-    async fn fork(&mut self, _count: u32) -> Result<Vec<Box<dyn Machine>>, EngineError> {
-        Err(unsupported("fork"))
+    /// `Unsupported` without [`Capabilities::snapshot`]; `Save`, and `Ended`.
+    async fn save(&mut self, _into: &Snapshot) -> Result<(), EngineError> {
+        Err(unsupported("save"))
     }
 
     /// Waits for the machine's end and says how it came, in words.

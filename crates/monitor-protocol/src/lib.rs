@@ -20,6 +20,20 @@ pub enum Task {
     Probe,
     /// Runs a machine.
     Machine(Machine),
+    /// Runs a machine that goes on from where another stood still. In the place of the kernel and
+    /// the initramfs come what was in its memory, and its state. How much memory, how many virtual
+    /// CPUs and which kernel is all there.
+    Saved(Machine),
+}
+
+impl Task {
+    /// The machine, where there is to be one.
+    pub fn machine(&self) -> Option<&Machine> {
+        match self {
+            Self::Probe => None,
+            Self::Machine(machine) | Self::Saved(machine) => Some(machine),
+        }
+    }
 }
 
 /// A machine. Its descriptors, in this order: `/dev/kvm`, the kernel, the initramfs, the carrier,
@@ -101,6 +115,9 @@ pub enum Request {
     Pause,
     /// Let them go on.
     Resume,
+    /// Write what others need to go on from here. Two descriptors come with it, of empty files: for
+    /// the memory, and for the state. The machine is paused.
+    Save,
     /// Tell what was counted.
     Metrics,
     /// Have the guest give memory back to the host until it has this many MiB less than it was
@@ -117,6 +134,11 @@ pub enum Request {
 pub enum Answer {
     /// It is done.
     Done,
+    /// It cannot be done.
+    Failed {
+        /// Why.
+        reason: String,
+    },
     /// What was counted.
     Metrics(Box<Metrics>),
 }

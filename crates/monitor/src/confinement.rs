@@ -18,15 +18,14 @@ const KVM_GET_REGS: u32 = 0x8090_ae81;
 
 /// Confines the process. Returns in its child.
 pub(crate) fn enter(owner: &Owner, orders: &mut Orders<Task>) -> Result<jail::Report, JailError> {
-    let group = match &orders.body {
-        Task::Machine(machine) if machine.grouped => orders.descriptors.pop(),
-        _ => None,
+    let machine = orders.body.machine();
+    let group = match machine.is_some_and(|machine| machine.grouped) {
+        true => orders.descriptors.pop(),
+        false => None,
     };
-    let size = match &orders.body {
-        Task::Probe => {
-            MonitorSize { guest_memory: 2 << 20, largest_file: 0, threads: OTHER_THREADS }
-        }
-        Task::Machine(machine) => MonitorSize {
+    let size = match machine {
+        None => MonitorSize { guest_memory: 2 << 20, largest_file: 0, threads: OTHER_THREADS },
+        Some(machine) => MonitorSize {
             guest_memory: u64::from(machine.memory_mb) << 20,
             largest_file: largest_written(machine, &orders.descriptors),
             threads: u64::from(machine.cpus) + OTHER_THREADS + machine.disks.len() as u64,

@@ -1,7 +1,9 @@
 //! The machine that was ordered, out of the descriptors that came with the order.
 
 use std::fs::File;
+use std::io::{Read as _, Seek as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use monitor_protocol::{Carrier, Disk, Machine, Metrics};
@@ -11,7 +13,7 @@ use vmm::virtio::balloon::{self, Balloon};
 use vmm::virtio::block::{self, Block};
 use vmm::virtio::rng::{self, Rng};
 use vmm::virtio::vsock::{self, Vsock};
-use vmm::{Config, Vm};
+use vmm::{Config, Restore, State, Vm};
 
 use crate::{MonitorError, confinement};
 
@@ -19,6 +21,8 @@ use crate::{MonitorError, confinement};
 const GUEST_CID: u32 = 3;
 /// Where the agent listens.
 const AGENT_PORT: u32 = 2222;
+/// Bytes of a state that are read.
+const MOST_STATE: u64 = 16 << 20;
 
 /// A machine, and what its owner may turn and read while it runs.
 pub(crate) struct Running {
@@ -48,11 +52,22 @@ impl Running {
     }
 }
 
-pub(crate) fn create(machine: Machine, descriptors: Vec<OwnedFd>) -> Result<Running, MonitorError> {
+/// Whether a machine begins or goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From {
+    Kernel,
+    Saved,
+}
+
+pub(crate) fn create(
+    from: From,
+    machine: Machine,
+    descriptors: Vec<OwnedFd>,
+) -> Result<Running, MonitorError> {
     let count = descriptors.len();
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().ok_or(MonitorError::Descriptors(count));
-    let (kvm, kernel, initramfs) = (next()?, next()?, next()?);
+    let (kvm, [first, second]) = (next()?, [next()?, next()?].map(File::from));
     let vsock = vsock(machine.carrier, next()?)?;
     let mut disks = Vec::with_capacity(machine.disks.len());
     for Disk { name, files, writable } in machine.disks {
@@ -80,21 +95,55 @@ pub(crate) fn create(machine: Machine, descriptors: Vec<OwnedFd>) -> Result<Runn
         true => Some(std::io::stderr().as_fd().try_clone_to_owned().map_err(device("console"))?),
         false => None,
     };
-    let vm = Vm::new(Config {
-        kvm,
-        cpus: machine.cpus,
-        memory_bytes: u64::from(machine.memory_mb) << 20,
-        backing: machine.backing,
-        boot: Boot {
-            kernel: File::from(kernel),
-            initramfs: Some(File::from(initramfs)),
-            command_line: machine.command_line,
-        },
-        devices,
-        console,
-        confine: Arc::new(confinement::narrow),
-    })?;
+    let confine = Arc::new(confinement::narrow);
+    let memory_bytes = u64::from(machine.memory_mb) << 20;
+    let vm = match from {
+        From::Kernel => Vm::new(Config {
+            kvm,
+            cpus: machine.cpus,
+            memory_bytes,
+            backing: machine.backing,
+            boot: Boot {
+                kernel: first,
+                initramfs: Some(second),
+                command_line: machine.command_line,
+            },
+            devices,
+            console,
+            confine,
+        })?,
+        From::Saved => {
+            let state = read_state(&second)?;
+            let (saved, wanted) =
+                ((state.cpus(), state.memory_bytes()), (usize::from(machine.cpus), memory_bytes));
+            if saved != wanted {
+                return Err(MonitorError::OtherSize { saved, wanted });
+            }
+            Vm::restore(Restore { kvm, state: &state, memory: first, devices, console, confine })?
+        }
+    };
     Ok(Running { vm, balloon: target, counts })
+}
+
+fn read_state(mut file: &File) -> Result<State, MonitorError> {
+    let mut bytes = Vec::new();
+    // What is longer is no state, and is found out to be none.
+    file.rewind()
+        .and_then(|()| file.take(MOST_STATE).read_to_end(&mut bytes))
+        .map_err(MonitorError::ReadState)?;
+    Ok(State::decode(&bytes)?)
+}
+
+/// Writes what others need to go on from here.
+pub(crate) fn save(vm: &Vm, descriptors: Vec<OwnedFd>) -> Result<(), MonitorError> {
+    let [memory, state] = <[_; 2]>::try_from(descriptors)
+        .map_err(|descriptors| MonitorError::Descriptors(descriptors.len()))?
+        .map(File::from);
+    let saved = vm.save()?.encode();
+    vmm::memory::save(vm.memory(), &memory)
+        .and_then(|_| state.set_len(0))
+        .and_then(|()| state.write_all_at(&saved, 0))
+        .map_err(MonitorError::Save)
 }
 
 fn vsock(kind: Carrier, carrier: OwnedFd) -> Result<Vsock, MonitorError> {

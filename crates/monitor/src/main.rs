@@ -14,9 +14,10 @@ use launch::{Orders, Owner, OwnerError, Request};
 use monitor_protocol::{Answer, Report, Request as Wish, Task};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use vmm::state::StateError;
 use vmm::{VmError, probe};
 
-use crate::machine::Running;
+use crate::machine::{From, Running};
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,14 @@ enum MonitorError {
     Vm(#[from] VmError),
     #[error("{0} descriptors came with the orders")]
     Descriptors(usize),
+    #[error("the machine that was saved had {} CPUs and {} bytes of memory; {} and {} are wanted", saved.0, saved.1, wanted.0, wanted.1)]
+    OtherSize { saved: (usize, u64), wanted: (usize, u64) },
+    #[error("cannot read the state: {0}")]
+    ReadState(#[source] std::io::Error),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("cannot write what is saved: {0}")]
+    Save(#[source] std::io::Error),
     #[error("cannot set up the {what}: {reason}")]
     Device { what: &'static str, reason: String },
 }
@@ -63,13 +72,26 @@ fn run(owner: &mut Owner) -> Result<(), MonitorError> {
             owner.report(&Report::Probed { jail, outcome })?;
         }
         Task::Machine(machine) => {
-            let running = machine::create(machine, descriptors)?;
-            owner.report(&Report::Running { jail })?;
-            running.vm.resume();
-            serve(owner, &running, owner_pid.is_some())?;
+            let running = machine::create(From::Kernel, machine, descriptors)?;
+            run_machine(owner, &running, jail, owner_pid.is_some())?;
+        }
+        Task::Saved(machine) => {
+            let running = machine::create(From::Saved, machine, descriptors)?;
+            run_machine(owner, &running, jail, owner_pid.is_some())?;
         }
     }
     Ok(())
+}
+
+fn run_machine(
+    owner: &mut Owner,
+    running: &Running,
+    jail: jail::Report,
+    is_owned: bool,
+) -> Result<(), MonitorError> {
+    owner.report(&Report::Running { jail })?;
+    running.vm.resume();
+    serve(owner, running, is_owned)
 }
 
 /// Serves the owner until the machine ends, or nobody owns it any more.
@@ -109,6 +131,10 @@ fn answer(owner: &Owner, running: &Running, request: Request<Wish>) -> Result<()
             running.vm.resume();
             Answer::Done
         }
+        Wish::Save => match machine::save(&running.vm, request.descriptors) {
+            Ok(()) => Answer::Done,
+            Err(error) => Answer::Failed { reason: error.to_string() },
+        },
         Wish::Metrics => Answer::Metrics(Box::new(running.metrics())),
         Wish::Balloon { mib } => {
             running.balloon.set_mib(mib);

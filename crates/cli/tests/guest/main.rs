@@ -13,6 +13,7 @@ mod layout;
 mod live;
 mod network;
 mod process;
+mod saved;
 mod stream;
 mod support;
 mod trust;

@@ -99,7 +99,8 @@ struct Raw {
     hello: Hello,
 }
 
-fn system(engine: &str) -> System {
+/// What boots on an engine.
+pub(crate) fn system(engine: &str) -> System {
     if engine == PROCESS {
         return System::Process { agent: image::boot::agent().unwrap() };
     }
