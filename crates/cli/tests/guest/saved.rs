@@ -11,9 +11,10 @@ use crate::trust::system;
 
 const SANDBOX: &str = "sb-saved";
 
-async fn start(engine: &str, key: &SigningKey, system: System) -> Box<dyn Machine> {
+/// A machine called `name` whose agent is that of [`SANDBOX`].
+async fn start(engine: &str, name: &str, key: &SigningKey, system: System) -> Box<dyn Machine> {
     let spec = BootSpec {
-        sandbox: SANDBOX.into(),
+        sandbox: name.into(),
         cpus: 2,
         memory_mb: 256,
         system,
@@ -48,7 +49,7 @@ fn a_guest_that_was_saved_goes_on_in_others() {
         }
         block_on(async {
             let key = link::generate_key().unwrap();
-            let mut machine = start(engine, &key, system(engine)).await;
+            let mut machine = start(engine, SANDBOX, &key, system(engine)).await;
             let guest = connect(machine.as_mut(), &key).await;
             printed(&guest, "echo kept > /workspace/file; cat /proc/sys/kernel/random/uuid").await;
             machine.pause().await.unwrap();
@@ -66,7 +67,7 @@ fn a_guest_that_was_saved_goes_on_in_others() {
                     snapshot: snapshot.try_clone().unwrap(),
                     disks: system(engine).guest().unwrap().disks,
                 });
-                let mut fork = start(engine, &key, system).await;
+                let mut fork = start(engine, &format!("sb-fork-{number}"), &key, system).await;
                 let guest = connect(fork.as_mut(), &key).await;
                 let line = format!("cat /workspace/file; echo {number} > /workspace/file");
                 assert_eq!(printed(&guest, &line).await, "kept\n");
