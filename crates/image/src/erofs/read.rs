@@ -151,12 +151,16 @@ mod tests {
     use crate::erofs::{Limits, Writer};
     use crate::tar::{Entry, Kind};
 
+    fn pattern(size: u64) -> Vec<u8> {
+        (0..size).zip((0..=250).cycle()).map(|(_, byte)| byte).collect()
+    }
+
     #[test]
     fn what_was_written_is_read_back() {
         let mut writer = Writer::new(tempfile::tempfile().unwrap(), Limits::default()).unwrap();
         let sizes = [0, 1, 100, 4000, 4095, 4096, 4097, 70_000];
         for size in sizes {
-            let contents: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            let contents = pattern(size);
             let kind = Kind::File { size: contents.len() as u64 };
             let mut entry = Entry::new(&format!("d/{size}"), kind, 0o4755).unwrap();
             entry.xattrs.insert(b"user.x".to_vec(), b"value".to_vec());
@@ -175,13 +179,13 @@ mod tests {
         for size in sizes {
             let name = size.to_string();
             let item = image.find(&directory, name.as_bytes()).unwrap().unwrap();
-            assert_eq!(item.what, What::File { size: size as u64 });
+            assert_eq!(item.what, What::File { size });
             assert_eq!(item.owner.mode, 0o4755);
             assert_eq!(item.xattrs.len(), 2);
             assert_eq!(item.xattrs[&b"security.capability"[..]], [1, 0, 2]);
             let mut contents = Vec::new();
             image.contents(&item).read_to_end(&mut contents).unwrap();
-            let expected: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            let expected = pattern(size);
             assert_eq!(contents, expected, "{size}");
         }
     }
