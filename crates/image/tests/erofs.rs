@@ -493,6 +493,16 @@ fn a_pax_header_of_gigabytes_is_not_allocated() {
     assert!(matches!(error, WriteError::Archive(TarError::Extension { .. })), "{error}");
 }
 
+#[test]
+fn an_inode_that_ends_with_its_block_is_not_the_image_s_end() {
+    // Of so many files some end with a block: what a file has, and a name more, takes 80 bytes.
+    for count in 1..=128 {
+        let archive = (0..count)
+            .fold(Archive::default(), |archive, n| archive.file(&format!("{n:03}"), 0o644, b""));
+        fsck(&convert(&archive.end()).unwrap());
+    }
+}
+
 /// A tree as a proptest makes it: paths of few names, so that they collide.
 #[derive(Debug, Clone)]
 enum Planned {

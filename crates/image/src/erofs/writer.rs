@@ -4,7 +4,7 @@
 //! superblock at the very end: memory grows with the number of entries, not with their size.
 
 use super::Limits;
-use super::format::{BLOCK, DirLayout, INODE, Inode, Meta, SLOT, Superblock, Type};
+use super::format::{BLOCK, DirLayout, INODE, Inode, Meta, SLOT, Superblock, Type, XATTR_HEADER};
 use super::tree::{Body, NodeId, Obstacle, ROOT, Tree};
 use crate::tar::{self, Entry, Kind, TarError, TarPath};
 use std::collections::HashMap;
@@ -402,7 +402,8 @@ impl Plan {
             at = (at + len).next_multiple_of(SLOT as u64);
         }
         plan.meta_block = u32::try_from(block).unwrap_or(u32::MAX);
-        plan.meta_bytes = at;
+        // fsck.erofs looks for attributes behind every inode, also behind the last.
+        plan.meta_bytes = at + XATTR_HEADER as u64;
         plan
     }
 
@@ -455,6 +456,7 @@ impl Plan {
             out.write_all(&unit)?;
             at += unit.len() as u64;
         }
+        pad_to(out, &mut at, self.meta_bytes)?;
         pad(out, usize::try_from(at % BLOCK as u64).unwrap_or(0))
     }
 
