@@ -8,6 +8,7 @@ use std::time::Duration;
 use virtio_queue::{QueueOwnedT as _, QueueState};
 
 use super::device::{Active, ConfigSpace, Device, DeviceError, Identity};
+use super::state::{DeviceStateError, Own};
 use crate::event::Event;
 
 /// A feature that it offers, as a bit.
@@ -109,6 +110,12 @@ impl Device for Recorder {
     fn activated(&mut self, active: &mut Active) -> Result<(), DeviceError> {
         let queues = active.queues.iter().map(virtio_queue::Queue::state).collect();
         self.report(Call::Activated { features: active.features, queues });
+        Ok(())
+    }
+
+    /// It has news for its driver each time.
+    fn restored(&mut self, active: &mut Active, _own: &Own) -> Result<(), DeviceStateError> {
+        active.interrupt.queue_used();
         Ok(())
     }
 

@@ -117,6 +117,8 @@ impl Transport {
         self.driver_features_select = registers.driver_features_select;
         self.driver_features = registers.driver_features;
         let Registers { reasons, status, generation, .. } = *registers;
+        // Before the device, which may have news for its driver and the reason for an interrupt.
+        self.interrupt.restore(reasons, status, generation);
         match service {
             ServiceState::Inactive => {}
             ServiceState::Broken => self.worker.restore_broken(),
@@ -129,7 +131,6 @@ impl Transport {
                 self.worker.restore(queues, *features, own.clone())?;
             }
         }
-        self.interrupt.restore(reasons, status, generation);
         Ok(())
     }
 
@@ -365,7 +366,7 @@ mod tests {
         transport: Transport,
         record: Record,
         // Dropped last: it waits for the worker.
-        _worker: Worker,
+        worker: Worker,
     }
 
     impl Machine {
@@ -374,7 +375,7 @@ mod tests {
             let irq = Event::new().unwrap();
             let (transport, worker) =
                 Transport::new("recorder", Box::new(device), memory(), irq, || {}).unwrap();
-            Self { transport, record, _worker: worker }
+            Self { transport, record, worker }
         }
 
         fn read(&self, offset: u32) -> u32 {
@@ -425,6 +426,20 @@ mod tests {
         assert_eq!(machine.read(VIRTIO_MMIO_VERSION), 2);
         assert_eq!(machine.read(VIRTIO_MMIO_DEVICE_ID), ID);
         assert_eq!(machine.read(VIRTIO_MMIO_VENDOR_ID).to_le_bytes(), *b"SFRG");
+    }
+
+    #[test]
+    fn a_restored_device_s_news_interrupts_its_driver() {
+        let mut saved = Machine::new();
+        saved.start();
+        saved.worker.pause();
+        let state = saved.transport.save();
+        assert_eq!(saved.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+        let mut machine = Machine::new();
+        machine.worker.pause();
+        machine.transport.restore(&state).unwrap();
+        assert_eq!(machine.read(VIRTIO_MMIO_STATUS), READY);
+        assert_eq!(machine.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
     }
 
     #[test]
