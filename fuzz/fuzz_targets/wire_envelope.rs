@@ -61,6 +61,8 @@ fn changed(choices: &mut Choices<'_>) -> Vec<u8> {
 
 fn open(envelope: &[u8]) {
     let key = SigningKey::from_bytes(&[42; 32]).verifying_key();
+    // None of what is sealed here is what a template's machine takes.
+    assert!(Opener::of_template().open(envelope, NOW).is_err());
     let mut opener = Opener::new(key, "sb-1");
     match opener.open(envelope, NOW) {
         Ok(opened) => {
@@ -100,6 +102,7 @@ fn read_all(json: &[u8]) {
         op::TarOut,
         op::Clock,
         op::Reseed,
+        op::Become,
         op::Network,
         op::NetworkReply,
         op::Info,

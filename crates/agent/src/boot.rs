@@ -35,10 +35,14 @@ pub(crate) struct Identity {
     pub(crate) key: wire::envelope::VerifyingKey,
 }
 
+/// In the place of an identity: there will be one when this machine goes on somewhere else.
+const TEMPLATE: &str = "sandforge.template";
+
 /// What the kernel command line says.
 #[derive(Debug)]
 pub(crate) struct Arguments {
-    pub(crate) identity: Identity,
+    /// Nobody's, in a machine that is to be a template.
+    pub(crate) identity: Option<Identity>,
     /// Its serial number.
     root_device: String,
     root_file_system: String,
@@ -248,8 +252,18 @@ impl Identity {
 
 impl Arguments {
     fn parse(words: Words<'_>) -> Result<Self, BootError> {
+        let identity = match words.has(TEMPLATE) {
+            false => Some(Identity::parse(words)?),
+            true if ["sandforge.id", "sandforge.key"]
+                .iter()
+                .any(|name| words.find(name).is_some()) =>
+            {
+                return Err(BootError::Argument(TEMPLATE));
+            }
+            true => None,
+        };
         Ok(Self {
-            identity: Identity::parse(words)?,
+            identity,
             root_device: words.text("sandforge.root")?,
             root_file_system: words.text("sandforge.rootfs")?,
             scratch_device: words.find("sandforge.scratch").map(String::from),
@@ -270,9 +284,19 @@ mod tests {
              sandforge.rootfs=erofs\n"
         );
         let arguments = Arguments::parse(Words(&line)).unwrap();
-        assert_eq!(arguments.identity.sandbox, "sb-1");
+        assert_eq!(arguments.identity.unwrap().sandbox, "sb-1");
         assert_eq!(arguments.root_file_system, "erofs");
         assert_eq!(arguments.scratch_device, None);
+    }
+
+    #[test]
+    fn a_template_is_nobody_s() {
+        let line = "sandforge.template sandforge.root=root sandforge.rootfs=erofs";
+        assert!(Arguments::parse(Words(line)).unwrap().identity.is_none());
+        for also in ["sandforge.id=sb-1".to_owned(), format!("sandforge.key={KEY}")] {
+            let error = Arguments::parse(Words(&format!("{line} {also}"))).unwrap_err();
+            assert!(error.to_string().contains("sandforge.template"), "{error}");
+        }
     }
 
     #[test]

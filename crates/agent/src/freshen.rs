@@ -1,10 +1,12 @@
-//! Time and randomness from the host, without which no task may start.
+//! What a machine has from its host before any task may start, time and randomness first, and what
+//! it makes of that for itself.
 
 use std::io;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::time::{ClockId, Timespec};
-use wire::op::{Clock, ErrorCode, OpError, Reseed};
+use wire::op::{Clock, ErrorCode, OpError};
+use wire::text::{Secret, Text};
 
 use crate::Kernel;
 
@@ -45,8 +47,8 @@ const POOL_HEADER: usize = 8;
 
 /// Adds the host's bytes to the kernel's pool, credits them, and rekeys the generator, so that
 /// two machines with the same past have different futures. The host's kernel needs none of it.
-pub(crate) fn reseed(reseed: &Reseed, kernel: Kernel) -> Result<(), OpError> {
-    let entropy = reseed.entropy.expose();
+pub(crate) fn reseed(entropy: &Secret, kernel: Kernel) -> Result<(), OpError> {
+    let entropy = entropy.expose();
     if !(LEAST..=MOST).contains(&entropy.len()) {
         let message = format!("{} bytes of entropy; {LEAST} to {MOST} are taken", entropy.len());
         return Err(OpError::new(ErrorCode::Invalid, message));
@@ -80,15 +82,79 @@ fn add(pool: &[u8; POOL_HEADER + MOST]) -> io::Result<()> {
     Ok(())
 }
 
+/// Longest name of a machine (`HOST_NAME_MAX`).
+const HOSTNAME_MOST: usize = 64;
+
+/// Names the machine.
+pub(crate) fn set_hostname(name: &Text) -> Result<(), OpError> {
+    let name = name.as_bytes();
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
+    if !(1..=HOSTNAME_MOST).contains(&name.len()) || !name.iter().all(plain) {
+        let message = format!(
+            "{:?} cannot be a machine's name: 1 to {HOSTNAME_MOST} of letters, digits, `_`, `.` and `-`",
+            String::from_utf8_lossy(name)
+        );
+        return Err(OpError::new(ErrorCode::Invalid, message));
+    }
+    rustix::system::sethostname(name).map_err(|error| {
+        OpError::new(ErrorCode::Failed, format!("name the machine: {}", io::Error::from(error)))
+    })
+}
+
+/// A random id as the kernel writes its boot's: a UUID of version 4.
+pub(crate) fn uuid() -> io::Result<String> {
+    let mut bytes = draw()?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex = hex(&bytes);
+    let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+    Ok(parts.join("-"))
+}
+
+/// A random id as machine-id(5) wants it.
+pub(crate) fn machine_id() -> io::Result<String> {
+    let mut bytes = draw()?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    Ok(hex(&bytes))
+}
+
+fn draw() -> io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    let drawn = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    if drawn == bytes.len() { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use wire::text::Secret;
-
     use super::*;
 
     #[test]
+    fn ids_have_the_form_that_others_expect_and_are_never_the_same() {
+        let (one, other) = (uuid().unwrap(), uuid().unwrap());
+        assert_ne!(one, other);
+        let lengths: Vec<_> = one.split('-').map(str::len).collect();
+        assert_eq!(lengths, [8, 4, 4, 4, 12]);
+        assert_eq!(&one[14..15], "4");
+        let machine = machine_id().unwrap();
+        assert_eq!(machine.len(), 32);
+        assert!(machine.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
+    }
+
+    #[test]
+    fn a_name_that_no_machine_can_have_is_refused() {
+        for name in ["", "a b", "a\n", &"x".repeat(65)] {
+            assert_eq!(set_hostname(&name.into()).unwrap_err().code, ErrorCode::Invalid, "{name}");
+        }
+    }
+
+    #[test]
     fn too_little_entropy_is_refused() {
-        let short = Reseed { entropy: Secret::new(vec![b'a'; LEAST - 1]).unwrap() };
+        let short = Secret::new(vec![b'a'; LEAST - 1]).unwrap();
         assert_eq!(reseed(&short, Kernel::Own).unwrap_err().code, ErrorCode::Invalid);
     }
 }

@@ -98,5 +98,5 @@ pub(crate) fn run(words: &str) -> Result<(), Box<dyn std::error::Error>> {
     if words.has(PROBE) {
         return Ok(sandbox.try_one()?);
     }
-    serve(identity, Carrier::handed_over(carrier)?, sandbox, memory_bytes)
+    serve(Some(identity), Carrier::handed_over(carrier)?, sandbox, memory_bytes)
 }

@@ -22,8 +22,8 @@ use wire::op::{ErrorCode, OpError, Transferred};
 use crate::boot;
 
 /// What is not the root's: the agent mounts over it, or writes it for each machine.
-const NOT_OURS: [&[u8]; 6] =
-    [b"dev", b"proc", b"sys", b"tmp", b"run/sandforge", b"etc/resolv.conf"];
+const NOT_OURS: [&[u8]; 7] =
+    [b"dev", b"proc", b"sys", b"tmp", b"run/sandforge", b"etc/resolv.conf", b"etc/machine-id"];
 /// The kernel's own bound for the names of one inode's attributes.
 const XATTR_NAMES: usize = 64 << 10;
 

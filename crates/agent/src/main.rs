@@ -90,7 +90,10 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     // memory: the one is an error to the writer, the other its end.
     let changes_bytes = memory_bytes.saturating_sub(reserve_bytes) / 4 * 3;
     boot::mount_root(&arguments, changes_bytes)?;
-    let sandbox = Sandbox::new(&settings(Kernel::Own, memory_bytes))?;
+    let mut sandbox = Sandbox::new(&settings(Kernel::Own, memory_bytes))?;
+    if arguments.identity.is_none() {
+        sandbox.warm_up()?;
+    }
     serve(arguments.identity, Carrier::find()?, sandbox, memory_bytes)
 }
 
@@ -106,12 +109,15 @@ fn settings(kernel: Kernel, memory_bytes: u64) -> Settings<'static> {
 
 /// Serves one host after another until one asks for the end.
 fn serve(
-    identity: Identity,
+    identity: Option<Identity>,
     carrier: Carrier,
     sandbox: Sandbox,
     memory_bytes: u64,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let opener = Opener::new(identity.key, identity.sandbox);
+    let opener = match identity {
+        Some(Identity { key, sandbox }) => Opener::new(key, sandbox),
+        None => Opener::of_template(),
+    };
     let info = GuestInfo {
         agent: env!("CARGO_PKG_VERSION").into(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use wire::connection::{Connection, Event, Side, TYPICAL_READ, cancelled};
-use wire::envelope::{SALT, Sealer, TaskDigest};
+use wire::envelope::{SALT, Sealer, TaskDigest, VerifyingKey};
 use wire::frame::{MAX_DATA, StreamId};
 use wire::handshake::{Hello, Scanner};
 use wire::op::{AgentOpen, ErrorCode, OpError, Operation};
@@ -272,6 +272,12 @@ impl Shared {
             Ok(error) => error.clone().expect("waited for it"),
             Err(_) => LinkError::Disconnected("the connection was dropped".into()),
         }
+    }
+
+    /// The sandbox and the key that operations are signed for and with.
+    pub(crate) fn signs_for(&self) -> (String, VerifyingKey) {
+        let state = self.lock();
+        (state.sealer.sandbox().to_owned(), state.sealer.verifying_key())
     }
 
     pub(crate) fn open<O: Operation>(

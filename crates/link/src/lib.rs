@@ -19,9 +19,9 @@ pub use drive::GuestStream;
 use drive::Shared;
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::connection::ProtocolError;
-use wire::envelope::{SALT, SealError, Sealer, TaskDigest};
-use wire::op::{Attach, Clock, Exec, OpError, Operation, Reseed};
-use wire::text::Secret;
+use wire::envelope::{SALT, SealError, Sealer, TaskDigest, key_to_hex};
+use wire::op::{Attach, Become, Clock, Exec, OpError, Operation, Reseed};
+use wire::text::{Secret, Text};
 
 pub use wire::envelope::{SigningKey, VerifyingKey};
 
@@ -159,22 +159,30 @@ impl Guest {
     /// # Errors
     /// As [`Self::ask`]; the guest must not be used then.
     pub async fn freshen(&self) -> Result<(), LinkError> {
-        // Hexadecimal keeps the entropy free of NUL and within JSON's plain strings.
-        let mut entropy = zeroize::Zeroizing::new([0_u8; 64]);
-        random(entropy.as_mut())?;
-        let mut text = Vec::with_capacity(2 * entropy.len());
-        for byte in entropy.iter() {
-            for nibble in [byte >> 4, byte & 15] {
-                text.push(b"0123456789abcdef"[usize::from(nibble)]);
-            }
-        }
-        let entropy = Secret::new(text).expect("hexadecimal has no NUL");
-        let clock = Clock { unix_ns: u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX) };
-        let clock = self.call(&clock)?;
+        let entropy = entropy()?;
+        let clock = self.call(&Clock { unix_ns: unix_ns() })?;
         let reseed = self.call(&Reseed { entropy })?;
         clock.reply().await?;
         reseed.reply().await?;
         Ok(())
+    }
+
+    /// Makes a machine of a template that of the sandbox and the key that this was connected with,
+    /// after which the agent takes tasks. There is no use in asking twice, nor in
+    /// [`Self::freshen`] as well.
+    ///
+    /// # Errors
+    /// As [`Self::ask`]; whatever it is, the machine must be ended then.
+    pub async fn take_identity(&self, hostname: Option<Text>) -> Result<(), LinkError> {
+        let (sandbox, key) = self.shared.signs_for();
+        let request = Become {
+            sandbox,
+            key: key_to_hex(&key),
+            unix_ns: unix_ns(),
+            entropy: entropy()?,
+            hostname,
+        };
+        self.ask(&request).await.map(drop)
     }
 
     /// Round trip of an empty exchange.
@@ -193,6 +201,23 @@ impl Guest {
 
 fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn unix_ns() -> u64 {
+    u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// 64 bytes. Hexadecimal keeps them free of NUL and within JSON's plain strings.
+fn entropy() -> Result<Secret, LinkError> {
+    let mut entropy = zeroize::Zeroizing::new([0_u8; 64]);
+    random(entropy.as_mut())?;
+    let mut text = Vec::with_capacity(2 * entropy.len());
+    for byte in entropy.iter() {
+        for nibble in [byte >> 4, byte & 15] {
+            text.push(b"0123456789abcdef"[usize::from(nibble)]);
+        }
+    }
+    Ok(Secret::new(text).expect("hexadecimal has no NUL"))
 }
 
 fn random(bytes: &mut [u8]) -> Result<(), LinkError> {

@@ -69,6 +69,31 @@ async fn a_command_s_output_error_and_exit_arrive() {
 }
 
 #[tokio::test]
+async fn a_template_s_machine_is_nobody_s_until_it_becomes_a_sandbox() {
+    let mock = Mock::default().on(["true"], Reply::exit(0));
+    let spec = BootSpec {
+        sandbox: "template".into(),
+        cpus: 1,
+        memory_mb: 1,
+        system: System::Process { agent: null() },
+        agent_arguments: vec!["sandforge.template".into()],
+        attachment: Attachment::Owned,
+        console: false,
+    };
+    let mut machine = mock.boot(spec).await.unwrap();
+    let guest = connect(machine.as_mut(), "sb", generate_key().unwrap()).await;
+    let refused = |error| matches!(error, LinkError::Operation(e) if e.code == ErrorCode::NotReady);
+    assert!(refused(guest.freshen().await.unwrap_err()));
+    assert!(refused(guest.exec(&exec(&["true"])).unwrap().wait().await.unwrap_err()));
+
+    guest.take_identity(Some("box".into())).await.unwrap();
+    let reply = guest.exec(&exec(&["true"])).unwrap().wait().await.unwrap();
+    assert_eq!(reply.outcome, Outcome::Exited { code: 0 });
+    let again = guest.take_identity(None).await.unwrap_err();
+    assert!(matches!(again, LinkError::Operation(ref e) if e.code == ErrorCode::Exists), "{again}");
+}
+
+#[tokio::test]
 async fn a_refused_operation_says_why() {
     let (_machine, guest) = guest(&Mock::default()).await;
     let stat = Stat { path: Text::from("/"), follow: false, user: None };

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::frame::MAX_OPEN;
-use crate::op::{Clock, ErrorCode, OpError, Operation};
+use crate::op::{Become, Clock, ErrorCode, OpError, Operation};
 
 /// Separates these signatures from any other use of the key.
 const CONTEXT: &[u8] = b"sandforge operation v1\0";
@@ -116,6 +116,16 @@ impl Sealer {
         Self { key, sandbox: sandbox.into(), sequence: last }
     }
 
+    /// The sandbox that it signs for.
+    pub fn sandbox(&self) -> &str {
+        &self.sandbox
+    }
+
+    /// What its signatures verify under.
+    pub fn verifying_key(&self) -> VerifyingKey {
+        self.key.verifying_key()
+    }
+
     /// The envelope's bytes, wiped on drop, and the operation's digest.
     ///
     /// # Errors
@@ -163,15 +173,38 @@ pub struct Opened<'a> {
 /// The agent's half: lets through what was signed for this sandbox, once, in time.
 #[derive(Debug)]
 pub struct Opener {
-    key: VerifyingKey,
-    sandbox: String,
+    whose: Whose,
     sequence: u64,
+}
+
+/// Whose operations are let through.
+#[derive(Debug)]
+enum Whose {
+    /// A template's: there is nobody yet.
+    Nobodys,
+    /// [`Become`] was let through, and nobody has said that it was done.
+    Becoming,
+    Sandbox {
+        key: Box<VerifyingKey>,
+        id: String,
+    },
 }
 
 impl Opener {
     /// Accepts operations for this sandbox that verify under this key.
     pub fn new(key: VerifyingKey, sandbox: impl Into<String>) -> Self {
-        Self { key, sandbox: sandbox.into(), sequence: 0 }
+        Self { whose: Whose::Sandbox { key: Box::new(key), id: sandbox.into() }, sequence: 0 }
+    }
+
+    /// Accepts [`Become`] alone, by whoever has the key that it brings. Once it did, nothing is
+    /// accepted until [`Self::take_identity`].
+    pub fn of_template() -> Self {
+        Self { whose: Whose::Nobodys, sequence: 0 }
+    }
+
+    /// Accepts operations for this sandbox that verify under this key from now on.
+    pub fn take_identity(&mut self, key: VerifyingKey, sandbox: impl Into<String>) {
+        self.whose = Whose::Sandbox { key: Box::new(key), id: sandbox.into() };
     }
 
     /// The last sequence number that was accepted.
@@ -180,11 +213,12 @@ impl Opener {
     }
 
     /// The operation in an envelope, or why it is refused. Nothing but the signature's own
-    /// fields is looked at before the signature verifies.
+    /// fields is looked at before the signature verifies; of [`Become`], in a template, also what
+    /// it verifies under.
     ///
     /// # Errors
-    /// `Invalid` for what is not an envelope, then `BadSignature`, `WrongSandbox`, `Replayed`
-    /// and `Expired`, in this order.
+    /// `Invalid` for what is not an envelope, `NotReady` where nobody is known whose it could be,
+    /// then `BadSignature`, `WrongSandbox`, `Replayed` and `Expired`, in this order.
     pub fn open<'a>(&mut self, envelope: &'a [u8], now_ms: u64) -> Result<Opened<'a>, OpError> {
         let refuse = |code, message: &str| Err(OpError::new(code, message));
         let invalid =
@@ -205,10 +239,34 @@ impl Opener {
             &salt,
             payload,
         );
-        if self.key.verify_strict(&canonical, &signature).is_err() {
+        let brought;
+        let (key, sandbox) = match (&self.whose, parsed.op) {
+            (Whose::Sandbox { key, id }, _) => (&**key, id),
+            (Whose::Nobodys, Become::NAME) => {
+                let request: Become = serde_json::from_slice(payload).map_err(invalid)?;
+                let Some(key) = key_from_hex(&request.key) else {
+                    return refuse(ErrorCode::Invalid, "the key that it brings is none");
+                };
+                brought = (key, request.sandbox);
+                (&brought.0, &brought.1)
+            }
+            (Whose::Nobodys, _) => {
+                return refuse(
+                    ErrorCode::NotReady,
+                    "this machine is nobody's yet: send become first",
+                );
+            }
+            (Whose::Becoming, _) => {
+                return refuse(
+                    ErrorCode::NotReady,
+                    "this machine did not become anybody's: end it",
+                );
+            }
+        };
+        if key.verify_strict(&canonical, &signature).is_err() {
             return refuse(ErrorCode::BadSignature, "the signature does not verify");
         }
-        if parsed.sandbox != self.sandbox {
+        if parsed.sandbox != sandbox {
             return refuse(ErrorCode::WrongSandbox, "the operation is for another sandbox");
         }
         if parsed.sequence <= self.sequence {
@@ -219,10 +277,25 @@ impl Opener {
                 let clock: Clock = serde_json::from_slice(payload).map_err(invalid)?;
                 clock.unix_ns / 1_000_000
             }
+            // A machine that stood still knows no time but the one that comes with this, so an
+            // envelope that is held back is not found out by its expiry. Only the monitor could hold
+            // it back or show it to a second machine of the template, and the monitor keeps the
+            // guest's clock and memory anyway. All that it has then is a machine of the same
+            // sandbox, which obeys nobody but the owner of the key.
+            Become::NAME => {
+                let request: Become = serde_json::from_slice(payload).map_err(invalid)?;
+                request.unix_ns / 1_000_000
+            }
             _ => now_ms,
         };
         if parsed.expires_ms <= now_ms {
             return refuse(ErrorCode::Expired, "the operation came after its expiry");
+        }
+        if parsed.op == Become::NAME {
+            if !matches!(self.whose, Whose::Nobodys) {
+                return refuse(ErrorCode::Exists, "this machine is a sandbox's already");
+            }
+            self.whose = Whose::Becoming;
         }
         self.sequence = parsed.sequence;
         Ok(Opened { op: parsed.op, payload })
@@ -334,6 +407,89 @@ mod tests {
         assert_eq!(refusal(&mut opener, &late, 0), ErrorCode::Expired);
     }
 
+    fn become_sandbox(sandbox: &str, key: &SigningKey) -> Become {
+        Become {
+            sandbox: sandbox.into(),
+            key: key_to_hex(&key.verifying_key()),
+            unix_ns: 5_000_000_000,
+            entropy: crate::text::Secret::new(b"00".to_vec()).unwrap(),
+            hostname: None,
+        }
+    }
+
+    /// Whoever a template's machine becomes.
+    fn owner() -> (SigningKey, Sealer) {
+        let key = SigningKey::from_bytes(&[42; 32]);
+        (key.clone(), Sealer::new(key, "sb-1", 0))
+    }
+
+    #[test]
+    fn a_template_s_machine_takes_nothing_before_become() {
+        let (_, mut sealer) = owner();
+        let mut opener = Opener::of_template();
+        let (bytes, _) = sealer.seal(&signal(), 6000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::NotReady);
+        let (bytes, _) = sealer.seal(&Clock { unix_ns: 1 }, 6000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::NotReady);
+    }
+
+    #[test]
+    fn who_makes_a_sandbox_of_a_machine_has_its_key() {
+        let (key, _) = owner();
+        let mut opener = Opener::of_template();
+        let mut other = Sealer::new(SigningKey::from_bytes(&[43; 32]), "sb-1", 0);
+        let (bytes, _) = other.seal(&become_sandbox("sb-1", &key), 6000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::BadSignature);
+        let mut other = Sealer::new(key.clone(), "sb-2", 0);
+        let (bytes, _) = other.seal(&become_sandbox("sb-1", &key), 6000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::WrongSandbox);
+        let bad = Become { key: "00".into(), ..become_sandbox("sb-1", &key) };
+        let (bytes, _) = owner().1.seal(&bad, 6000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::Invalid);
+    }
+
+    #[test]
+    fn become_is_held_against_the_time_that_it_brings() {
+        let (key, mut sealer) = owner();
+        let mut opener = Opener::of_template();
+        let (late, _) = sealer.seal(&become_sandbox("sb-1", &key), 4000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &late, 0), ErrorCode::Expired);
+        let (bytes, _) = sealer.seal(&become_sandbox("sb-1", &key), 6000, &SALT_BYTES).unwrap();
+        assert!(opener.open(&bytes, u64::MAX).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_taken_until_become_was_done_and_then_no_second_one() {
+        let (key, mut sealer) = owner();
+        let mut opener = Opener::of_template();
+        let request = become_sandbox("sb-1", &key);
+        let (first, _) = sealer.seal(&request, 6000, &SALT_BYTES).unwrap();
+        assert_eq!(opener.open(&first, 0).unwrap().op, "become");
+        let (bytes, _) = sealer.seal(&signal(), 6000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::NotReady);
+        assert_eq!(refusal(&mut opener, &first, 0), ErrorCode::NotReady);
+
+        opener.take_identity(key.verifying_key(), request.sandbox.clone());
+        assert!(opener.open(&bytes, 0).is_ok());
+        assert_eq!(refusal(&mut opener, &first, 0), ErrorCode::Replayed);
+        let (again, _) = sealer.seal(&request, 6000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &again, 0), ErrorCode::Exists);
+        let thief = SigningKey::from_bytes(&[43; 32]);
+        let mut other = Sealer::new(thief.clone(), "sb-1", 9);
+        let (bytes, _) = other.seal(&become_sandbox("sb-1", &thief), 6000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::BadSignature);
+        let (bytes, _) = sealer.seal(&signal(), 6000, &SALT_BYTES).unwrap();
+        assert!(opener.open(&bytes, 0).is_ok(), "a refused one changes nothing");
+    }
+
+    #[test]
+    fn a_sandbox_s_machine_becomes_nobody_else() {
+        let (mut sealer, mut opener) = pair();
+        let (bytes, _) =
+            sealer.seal(&become_sandbox("sb-1", &owner().0), 6000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::Exists);
+    }
+
     #[test]
     fn equal_operations_have_different_digests() {
         let (mut sealer, _) = pair();
@@ -373,6 +529,7 @@ mod tests {
         #[test]
         fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             prop_assert!(pair().1.open(&bytes, 0).is_err());
+            prop_assert!(Opener::of_template().open(&bytes, 0).is_err());
         }
     }
 }

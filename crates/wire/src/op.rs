@@ -53,6 +53,7 @@ operations! {
     FreezeVolumes = "freeze-volumes" -> Done;
     Clock = "clock" -> Done;
     Reseed = "reseed" -> Done;
+    Become = "become" -> Done;
     Network = "network" -> NetworkReply;
     Defaults = "defaults" -> Done;
     Info = "info" -> GuestInfo;
@@ -666,8 +667,34 @@ pub struct Clock {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reseed {
-    /// 64 bytes, base64.
+    /// 64 bytes, in hexadecimal.
     pub entropy: Secret,
+}
+
+/// Makes a sandbox of a machine that went on from a template. Such a machine is nobody's: its agent
+/// takes this operation, once, and before it no other.
+///
+/// It is signed with the key that it brings, which proves that whoever sent it has that key, and is
+/// for the sandbox that it names. In one step the clock is set, the random number generator is fed,
+/// and the machine gets ids of its own; only then is the identity taken, and only then is it
+/// acknowledged. Where any of that fails nothing is taken any more, and the machine is to be ended.
+///
+/// As with [`Clock`], its own time takes the place of the guest's when its expiry is checked: a
+/// guest that stood still does not know the time, and has nobody else to ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Become {
+    /// The id of the sandbox.
+    pub sandbox: String,
+    /// The public key of its operations, as [`key_to_hex`](crate::envelope::key_to_hex) writes it.
+    pub key: String,
+    /// Nanoseconds since 1970.
+    pub unix_ns: u64,
+    /// As in [`Reseed`].
+    pub entropy: Secret,
+    /// What the machine is called from now on; what it was, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<Text>,
 }
 
 /// Gives the sandbox a way out. Without it there is no interface but loopback.
@@ -795,7 +822,7 @@ pub enum ErrorCode {
     Replayed,
     /// The time to run it has passed.
     Expired,
-    /// Refused until the guest's entropy and clock are fresh.
+    /// Refused until the guest's entropy and clock are fresh, and it is somebody's.
     NotReady,
     /// No such file, process or user.
     NotFound,

@@ -6,11 +6,12 @@ use std::os::fd::AsFd as _;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use wire::envelope::key_from_hex;
 use wire::frame::StreamId;
 use wire::op::{
-    self, AgentOpen, Attach, Clock, Command, Defaults, Done, ErrorCode, Exec, FreezeVolumes, Info,
-    LayerOut, Mkdir, MountVolume, MountWorkspace, Network, NetworkReply, OpError, Operation,
-    ProcessList, Processes, Reseed, Resize, Shutdown, Signal, Stdin,
+    self, AgentOpen, Attach, Become, Clock, Command, Defaults, Done, ErrorCode, Exec,
+    FreezeVolumes, Info, LayerOut, Mkdir, MountVolume, MountWorkspace, Network, NetworkReply,
+    OpError, Operation, ProcessList, Processes, Reseed, Resize, Shutdown, Signal, Stdin,
 };
 use wire::text::{Secret, Text};
 use zeroize::Zeroizing;
@@ -35,10 +36,15 @@ impl Server {
                 done()
             }
             Reseed::NAME => {
-                freshen::reseed(&parse(payload)?, self.sandbox.kernel())?;
+                let Reseed { entropy } = parse(payload)?;
+                freshen::reseed(&entropy, self.sandbox.kernel())?;
+                if !self.has_entropy {
+                    self.sandbox.take_machine_id()?;
+                }
                 self.has_entropy = true;
                 done()
             }
+            Become::NAME => self.take_identity(parse(payload)?),
             Info::NAME => {
                 parse::<Info>(payload)?;
                 Ok(Answer::Reply(value(&self.info)))
@@ -74,6 +80,28 @@ impl Server {
             }
             _ => self.begin(id, op, payload),
         }
+    }
+
+    /// All of it, or the opener lets nothing through any more. What is drawn from the generator
+    /// comes after it was fed.
+    ///
+    /// Nothing here outlives this from before: the spare task is a copy of the agent, which holds no
+    /// random bytes and no secret, has run nothing of a sandbox's, and takes the machine's name
+    /// and its boot id by reference; the hash tables of tools are seeded where a tool runs.
+    fn take_identity(&mut self, request: Become) -> Result<Answer, OpError> {
+        let kernel = self.sandbox.kernel();
+        freshen::set_clock(&Clock { unix_ns: request.unix_ns }, kernel)?;
+        freshen::reseed(&request.entropy, kernel)?;
+        if let Some(hostname) = &request.hostname {
+            freshen::set_hostname(hostname)?;
+        }
+        self.sandbox.take_boot_id()?;
+        self.sandbox.take_machine_id()?;
+        let key = key_from_hex(&request.key)
+            .ok_or_else(|| OpError::new(ErrorCode::Invalid, "the key that it brings is none"))?;
+        self.opener.take_identity(key, request.sandbox);
+        (self.has_clock, self.has_entropy) = (true, true);
+        done()
     }
 
     /// What takes tasks, or is about them.

@@ -32,8 +32,9 @@ mod worker;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -78,10 +79,14 @@ pub(crate) use self::user::User;
 const REFILL_AFTER_START: Duration = Duration::from_millis(250);
 /// ... or this long after a task ended: not before its reply is on the way.
 const REFILL_AFTER_END: Duration = Duration::from_millis(1);
+/// How long the spare of a machine that is to be a template may take.
+const WARM_UP: Duration = Duration::from_secs(30);
 /// The kernel's default is 64 KiB; with more a busy writer is woken less often.
 const PIPE_BYTES: usize = 256 << 10;
 /// With less the kernel would kill a task before it comes to its command.
 const MEMORY_MIN: u64 = 4 << 20;
+/// machine-id(5).
+const MACHINE_ID: &str = "/etc/machine-id";
 /// The key of the refill timer among those of dying tasks.
 const TIMER: u64 = 0;
 
@@ -271,6 +276,42 @@ impl Sandbox {
         }
         self.refill_in(REFILL_AFTER_END);
         changed
+    }
+
+    /// Makes the first spare now, and waits until it is ready.
+    ///
+    /// # Errors
+    /// What kept it from being so.
+    pub(crate) fn warm_up(&mut self) -> Result<(), SetupError> {
+        let spare = self.make_spare()?;
+        let mut ready = [PollFd::new(&spare.socket, PollFlags::IN)];
+        let patience = Timespec { tv_sec: WARM_UP.as_secs().cast_signed(), tv_nsec: 0 };
+        poll(&mut ready, Some(&patience)).during("wait for the first task")?;
+        self.spare = Some(spare);
+        Ok(())
+    }
+
+    /// Gives tasks, those that are ready too, a boot id that is not the kernel's: the kernel's is that
+    /// of every machine of the template.
+    ///
+    /// # Errors
+    /// Where it cannot be drawn or written.
+    pub(crate) fn take_boot_id(&self) -> Result<(), OpError> {
+        self.template.set_boot_id().map_err(|error| failed("give the machine a boot id", &error))
+    }
+
+    /// Gives the root a machine id, where its image has a place for one.
+    ///
+    /// # Errors
+    /// Where it cannot be drawn or written.
+    pub(crate) fn take_machine_id(&self) -> Result<(), OpError> {
+        match self.kernel {
+            // The root is the host's.
+            Kernel::Shared => Ok(()),
+            Kernel::Own => self.template.visit(|| {
+                set_machine_id().map_err(|error| failed("give the sandbox a machine id", &error))
+            }),
+        }
     }
 
     /// What sets the network up: a socket to the kernel's nf_tables.
@@ -587,6 +628,28 @@ fn check(spec: &Spec) -> Result<(), OpError> {
         }
         _ => Ok(()),
     }
+}
+
+/// With the sandbox's root as `/`.
+fn set_machine_id() -> io::Result<()> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let opened = File::options().write(true).custom_flags(flags).open(MACHINE_ID);
+    let mut file = match opened {
+        Ok(file) if file.metadata()?.is_file() => file,
+        Ok(_) => return Ok(()),
+        // Who needs one makes one, and draws it from the generator.
+        Err(error) if is_no_file(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let id = crate::freshen::machine_id()?;
+    file.set_len(0)?;
+    file.write_all(format!("{id}\n").as_bytes())
+}
+
+/// That there is nothing of this name, or something that is no file.
+fn is_no_file(error: &io::Error) -> bool {
+    let codes = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::ENXIO, libc::EISDIR];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 fn hostname() -> Vec<u8> {

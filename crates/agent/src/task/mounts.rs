@@ -10,7 +10,10 @@
 //! them need not be known and masked one by one, so a kernel with more features opens none.
 
 use std::ffi::{CStr, CString};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, chownat, mkdir, mknodat, open, symlink};
@@ -47,12 +50,19 @@ const LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "/dev/ptmx"),
 ];
 
+/// Where the agent keeps what tasks are to find in their `/proc`: it is the template's `/proc`.
+const FACTS: &str = "/run/sandforge/facts";
+const BOOT_ID: &str = "boot_id";
+const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 const NOTHING: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
 /// The mount namespace that each task's is a copy of.
 #[derive(Debug)]
 pub(super) struct Template {
     namespace: OwnedFd,
+    /// What tasks read for the kernel's boot id, in a guest.
+    boot_id: Option<File>,
     kernel: Kernel,
     /// Of the file systems in memory that each task gets.
     memory: CString,
@@ -68,6 +78,10 @@ impl Template {
     /// Makes it from the guest root, and the Landlock rules that hold in it. The agent is back in
     /// its own namespace afterwards.
     pub(super) fn make(settings: &Settings<'_>) -> Result<(Self, Rules), SetupError> {
+        let boot_id = match settings.kernel {
+            Kernel::Own => Some(own_boot_id().during("lay the boot id out")?),
+            Kernel::Shared => None,
+        };
         let own = namespace_of_self()?;
         let namespaces = open(
             "/proc/self/ns",
@@ -89,7 +103,15 @@ impl Template {
             Kernel::Shared => format!("mode=1777,size={}", settings.memory_bytes / 2),
         };
         let memory = CString::new(memory).expect("digits");
-        Ok((Self { namespace: namespace?, kernel: settings.kernel, memory }, built?))
+        let kernel = settings.kernel;
+        Ok((Self { namespace: namespace?, boot_id, kernel, memory }, built?))
+    }
+
+    /// Draws another boot id for tasks, also for those that have their copy of this.
+    pub(super) fn set_boot_id(&self) -> io::Result<()> {
+        let Some(file) = &self.boot_id else { return Ok(()) };
+        // As long as the one before, so there is never half of one.
+        file.write_all_at(format!("{}\n", crate::freshen::uuid()?).as_bytes(), 0)
     }
 
     /// Runs `change` with the template's root as `/`. Copies that were made before are not changed
@@ -117,7 +139,7 @@ impl Template {
         unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP) }
             .during("copy the template's namespace")?;
         match self.kernel {
-            Kernel::Own => fresh("proc", "/proc", NOTHING, None).during("mount /proc")?,
+            Kernel::Own => own_proc().during("mount /proc")?,
             Kernel::Shared => replace_proc().during("mount /proc")?,
         }
         fresh("tmpfs", "/tmp", MountFlags::NOSUID | MountFlags::NODEV, Some(&self.memory))
@@ -149,6 +171,10 @@ fn build(root: &Path, kernel: Kernel) -> Result<Rules, SetupError> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .during("cut the template off from the agent's mounts")?;
     let tree = clone(root, OpenTreeFlags::AT_RECURSIVE).during("take the sandbox's root")?;
+    let facts = match kernel {
+        Kernel::Own => Some(clone(FACTS, OpenTreeFlags::empty()).during("take the boot id")?),
+        Kernel::Shared => None,
+    };
     match kernel {
         Kernel::Own => cover_root(&tree, &mounts)?,
         Kernel::Shared => change_root(&tree).during("change to the sandbox's root")?,
@@ -159,6 +185,14 @@ fn build(root: &Path, kernel: Kernel) -> Result<Rules, SetupError> {
         .during("make the sandbox's root nosuid and nodev")?;
     for directory in ["/dev", "/sys", "/proc", "/tmp"] {
         directory_at(directory, 0o755).during("make a mount point in the sandbox's root")?;
+    }
+    if let Some(facts) = facts {
+        // Each task's own /proc covers it.
+        attach(&facts, "/proc")
+            .and_then(|()| {
+                mount_remount("/proc", MountFlags::BIND | MountFlags::RDONLY | NOTHING, "")
+            })
+            .during("show the boot id")?;
     }
     let mask = umask(Mode::empty());
     let made = devices(&taken);
@@ -253,6 +287,22 @@ fn make_devices() -> Result<(), SetupError> {
     let tty = Gid::from_raw(5);
     chownat(CWD, "/dev/tty", Some(Uid::ROOT), Some(tty), rustix::fs::AtFlags::empty())
         .during("give /dev/tty to its group")
+}
+
+/// Writes the boot id, as the kernel tells it, where it can be changed.
+fn own_boot_id() -> io::Result<File> {
+    fs::create_dir_all(FACTS)?;
+    let path = Path::new(FACTS).join(BOOT_ID);
+    let mut file = File::options().write(true).create_new(true).mode(0o444).open(path)?;
+    file.write_all(&fs::read(KERNEL_BOOT_ID)?)?;
+    Ok(file)
+}
+
+/// The task's own `/proc`, which says of the machine what the template says.
+fn own_proc() -> rustix::io::Result<()> {
+    let boot_id = clone(Path::new("/proc").join(BOOT_ID), OpenTreeFlags::empty())?;
+    fresh("proc", "/proc", NOTHING, None)?;
+    attach(&boot_id, KERNEL_BOOT_ID)
 }
 
 /// The task's own `/proc` in the place of the template's, which it is not to find below.

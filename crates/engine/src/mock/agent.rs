@@ -10,13 +10,13 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use wire::connection::{Connection, Event, Side};
-use wire::envelope::{Opener, VerifyingKey};
+use wire::envelope::{Opener, key_from_hex};
 use wire::frame::{MAX_DATA, StreamId};
 use wire::handshake::{Hello, Scanner, knock};
 use wire::op::{
-    AgentOpen, Attach, Clock, Done, ErrorCode, Exec, ExecReply, FreezeVolumes, GuestInfo, Info,
-    MountVolume, Network, NetworkReply, OpError, Operation, Outcome, ProcessInfo, ProcessList,
-    Processes, Reseed, Resize, Shutdown, Signal, Stdin,
+    AgentOpen, Attach, Become, Clock, Done, ErrorCode, Exec, ExecReply, FreezeVolumes, GuestInfo,
+    Info, MountVolume, Network, NetworkReply, OpError, Operation, Outcome, ProcessInfo,
+    ProcessList, Processes, Reseed, Resize, Shutdown, Signal, Stdin,
 };
 use zeroize::Zeroizing;
 
@@ -113,10 +113,10 @@ fn missing(name: &str) -> OpError {
 }
 
 impl Agent {
-    pub(super) fn new(mock: Mock, key: VerifyingKey, sandbox: &str) -> Self {
+    pub(super) fn new(mock: Mock, opener: Opener) -> Self {
         Self {
             mock,
-            opener: Opener::new(key, sandbox),
+            opener,
             processes: BTreeMap::new(),
             paused: watch::channel(false).1,
             is_stopped: false,
@@ -319,6 +319,13 @@ impl Agent {
             // Its commands are a script, which connects to nothing.
             Network::NAME => Ok(Some(json(&NetworkReply { env: Vec::new() }))),
             Clock::NAME | Reseed::NAME | MountVolume::NAME | FreezeVolumes::NAME => {
+                Ok(Some(json(&Done {})))
+            }
+            Become::NAME => {
+                let Become { sandbox, key, .. } = parse(payload)?;
+                let key = key_from_hex(&key)
+                    .ok_or_else(|| OpError::new(ErrorCode::Invalid, "it brings no key"))?;
+                self.opener.take_identity(key, sandbox);
                 Ok(Some(json(&Done {})))
             }
             Shutdown::NAME => {

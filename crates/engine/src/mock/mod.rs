@@ -23,6 +23,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::net::UnixListener;
 use wire::connection::WINDOW;
+use wire::envelope::Opener;
 use wire::op::{Command, Outcome};
 
 use agent::Agent;
@@ -161,7 +162,7 @@ impl Mock {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not a key"))?;
         let listener = StdListener::from(io::stdin().as_fd().try_clone_to_owned()?);
         listener.set_nonblocking(true)?;
-        let mut agent = Agent::new(self, key, sandbox);
+        let mut agent = Agent::new(self, Opener::new(key, sandbox));
         agent.listen(&UnixListener::from_std(listener)?).await;
         Ok(())
     }
@@ -227,12 +228,19 @@ impl SandboxBackend for Mock {
             .iter()
             .find_map(|argument| argument.strip_prefix("sandforge.key="))
             .unwrap_or_default();
-        let key = wire::envelope::key_from_hex(hex).ok_or_else(|| EngineError::Boot {
-            step: "read the agent's arguments",
-            reason: "there is no sandforge.key".into(),
-        })?;
+        let is_template = spec.agent_arguments.iter().any(|word| word == "sandforge.template");
+        let opener = match wire::envelope::key_from_hex(hex) {
+            Some(key) => Opener::new(key, &spec.sandbox),
+            None if is_template => Opener::of_template(),
+            None => {
+                return Err(EngineError::Boot {
+                    step: "read the agent's arguments",
+                    reason: "there is no sandforge.key".into(),
+                });
+            }
+        };
         if let Attachment::Owned = spec.attachment {
-            let agent = Agent::new(self.clone(), key, &spec.sandbox);
+            let agent = Agent::new(self.clone(), opener);
             return Ok(Box::new(LocalMachine::owned(agent)));
         }
         let attached = Attached::new(&spec.attachment).map_err(failed("make the carrier"))?;
@@ -242,7 +250,7 @@ impl SandboxBackend for Mock {
                 Ok(Box::new(machine.map_err(failed("start the guest"))?))
             }
             None => {
-                let agent = Agent::new(self.clone(), key, &spec.sandbox);
+                let agent = Agent::new(self.clone(), opener);
                 let machine = LocalMachine::listening(agent, attached).await;
                 Ok(Box::new(machine.map_err(failed("reach the carrier"))?))
             }
