@@ -40,6 +40,15 @@ pub enum StoreError {
         /// What there is, for the message.
         known: String,
     },
+    /// An image without the layers that were asked for.
+    #[error(
+        "the image {name} is one file system that was built here, without layers that others could \
+         read; only images that were pulled, imported or built by a recipe of yours have them"
+    )]
+    Flat {
+        /// Its name.
+        name: String,
+    },
     /// More than one image matches.
     #[error("{name:?} could be any of these images: {digests}; say one of the digests")]
     Ambiguous {
@@ -507,7 +516,7 @@ impl Store {
         Ok(found)
     }
 
-    fn one(&self, name: &str) -> Result<(String, Manifest), StoreError> {
+    pub(crate) fn one(&self, name: &str) -> Result<(String, Manifest), StoreError> {
         let mut found = self.matching(name)?;
         match found.len() {
             0 => Err(self.unknown(name)),

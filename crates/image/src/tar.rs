@@ -255,6 +255,7 @@ pub struct Reader<R> {
     global: Extensions,
     contents: Contents,
     ended: bool,
+    needs_marker: bool,
 }
 
 impl<R: Read> Reader<R> {
@@ -266,7 +267,14 @@ impl<R: Read> Reader<R> {
             global: Extensions::default(),
             contents: Contents::default(),
             ended: false,
+            needs_marker: true,
         }
+    }
+
+    /// Takes the end of the input between two entries for that of the archive, as other tools do and
+    /// as umoci writes layers. For archives whose digest tells a whole one from one that was cut.
+    pub fn without_marker(self) -> Self {
+        Self { needs_marker: false, ..self }
     }
 
     /// Bytes of the archive read so far.
@@ -284,7 +292,14 @@ impl<R: Read> Reader<R> {
         let mut extended = false;
         loop {
             let start = self.offset;
-            let block = self.block()?;
+            let Some(block) = self.header_block()? else {
+                // An extended header is of an entry.
+                if self.needs_marker || extended {
+                    return Err(TarError::Truncated { offset: self.offset });
+                }
+                self.ended = true;
+                return Ok(None);
+            };
             if block.iter().all(|&b| b == 0) {
                 self.end(start)?;
                 return Ok(None);
@@ -533,6 +548,22 @@ impl<R: Read> Reader<R> {
         let mut block = [0; BLOCK];
         self.fill(&mut block)?;
         Ok(block)
+    }
+
+    /// None where the input has ended before it.
+    fn header_block(&mut self) -> Result<Option<[u8; BLOCK]>, TarError> {
+        let mut block = [0; BLOCK];
+        let begun = loop {
+            match self.input.read(&mut block) {
+                Ok(0) => return Ok(None),
+                Ok(count) => break count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(TarError::Read { offset: self.offset, source }),
+            }
+        };
+        self.offset += begun as u64;
+        self.fill(&mut block[begun..])?;
+        Ok(Some(block))
     }
 
     fn fill(&mut self, buf: &mut [u8]) -> Result<(), TarError> {

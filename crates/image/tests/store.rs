@@ -346,3 +346,16 @@ fn an_archive_that_lies_about_its_format_is_an_error_of_its_own() {
     let error = bench.resolve(&path).unwrap_err();
     assert!(matches!(error, ImageError::Source(SourceError::Convert { .. })), "{error}");
 }
+
+#[test]
+fn an_image_without_layers_is_not_exported_and_the_error_says_so() {
+    let bench = Bench::new();
+    let path = bench.file("root.tar", &root_tar());
+    bench.resolve(&path).unwrap();
+    let name = bench.store.list().unwrap()[0].manifest.name.clone();
+    let error = bench.store.export(&name, &mut Vec::new()).unwrap_err();
+    assert!(matches!(error, ImageError::Store(StoreError::Flat { .. })), "{error}");
+    assert!(error.to_string().contains("without layers"), "{error}");
+    let error = bench.store.export("nobody", &mut Vec::new()).unwrap_err();
+    assert!(matches!(error, ImageError::Store(StoreError::Unknown { .. })), "{error}");
+}

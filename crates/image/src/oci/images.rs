@@ -851,7 +851,13 @@ impl Store {
 
     /// Writes an image as an archive that is an OCI image layout, which other tools read too.
     pub fn export(&self, name: &str, to: &mut impl Write) -> Result<(), ImageError> {
-        let Some(tag) = self.tag(name)? else { return Err(self.unknown(name).into()) };
+        let Some(tag) = self.tag(name)? else {
+            return Err(match self.one(name) {
+                Ok((_, flat)) => StoreError::Flat { name: flat.name },
+                Err(error) => error,
+            }
+            .into());
+        };
         let _hold = self.hold_blobs()?;
         let documents = self.documents(&tag)?;
         let mut blobs = vec![&tag.manifest, &documents.manifest.config];

@@ -187,7 +187,8 @@ fn unpack<W: Read + Write + Seek>(
     let limit = most.min(limits.unpacked_bytes);
     let mut plain =
         Digesting::new(Bounded { input: found.decoder(blob), left: limit, is_over: false });
-    let mut archive = Reader::new(BufReader::with_capacity(64 << 10, &mut plain));
+    let input = BufReader::with_capacity(64 << 10, &mut plain);
+    let mut archive = Reader::new(input).without_marker();
     let written = (|| -> Result<_, LayerError> {
         let mut writer = Writer::new(image, limits.image)?;
         let mut foreign = Vec::new();

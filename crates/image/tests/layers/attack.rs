@@ -422,6 +422,27 @@ fn what_stands_behind_a_compressed_layer_is_not_passed_over() {
     assert!(matches!(error_of(&[layer]), LayerError::Write(_)));
 }
 
+/// As umoci writes layers.
+#[test]
+fn a_layer_may_lack_the_mark_of_its_end_and_nothing_before_that() {
+    let whole = Tar::default().file("a", &[b'1'; 600]).file("b", b"2").end();
+    let unmarked = &whole[..whole.len() - 1024];
+    let image = resolved(&[Blob::gzip(unmarked)]).unwrap();
+    check_layers(&image);
+    stacked(&image, |root| {
+        assert_eq!(std::fs::read(root.join("b")).unwrap(), b"2");
+    });
+    let with_extension = Tar::default().pax(&[("path", b"c")]).end();
+    let extension_alone = &with_extension[..with_extension.len() - 1024];
+    for cut in
+        [&unmarked[..unmarked.len() - 1], &unmarked[..1000], &unmarked[..100], extension_alone]
+    {
+        let error = error_of(&[Blob::gzip(cut)]);
+        assert!(matches!(error, LayerError::Write(_)), "{error}");
+        assert!(error.to_string().contains("cut short"), "{error}");
+    }
+}
+
 /// A layout whose index leads to these documents.
 fn index_to(
     bench: &Bench,
