@@ -8,7 +8,7 @@ use supervisor::image::{ImageRef, Store};
 use supervisor::{Error, SandboxSpec, Supervisor};
 
 use crate::layout::{busybox, layout};
-use crate::support::{block_on, engines, launcher, sh, shell, try_run, with_spec};
+use crate::support::{block_on, engines, launcher, sh, shell, try_run};
 
 fn spec(layout: &Path) -> SandboxSpec {
     SandboxSpec {
@@ -22,15 +22,21 @@ fn spec(layout: &Path) -> SandboxSpec {
 #[test]
 fn an_image_in_layers_runs_as_it_says() {
     let Some(layout) = layout() else { return };
-    with_spec(&spec(layout.path()), async |guest| {
-        assert_eq!(sh(guest, "cat /opt/*; ls /opt").await.ok(), "upper\nlower\ncomes\nstays\n");
-        assert_eq!(sh(guest, "echo $GREETING; pwd").await.ok(), "hello\n/srv/app\n");
-        assert_eq!(sh(guest, "echo x > here && id -u").await.ok(), "1000\n");
-        let mut own = shell("echo $GREETING; pwd");
-        own.env = crate::support::env(&[("GREETING", "own")]);
-        own.cwd = Some(supervisor::wire::text::Text::from("/opt"));
-        assert_eq!(try_run(guest, own).await.unwrap().ok(), "own\n/opt\n");
-    });
+    for engine in engines() {
+        let cache = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::with_store(launcher(), Store::open(cache.path()).unwrap());
+        let spec = SandboxSpec { engine: Some(engine.clone()), ..spec(layout.path()) };
+        block_on(async {
+            let guest = &supervisor.create(spec, &mut ()).await.unwrap();
+            assert_eq!(sh(guest, "cat /opt/*; ls /opt").await.ok(), "upper\nlower\ncomes\nstays\n");
+            assert_eq!(sh(guest, "echo $GREETING; pwd").await.ok(), "hello\n/srv/app\n");
+            assert_eq!(sh(guest, "echo x > here && id -u").await.ok(), "1000\n");
+            let mut own = shell("echo $GREETING; pwd");
+            own.env = crate::support::env(&[("GREETING", "own")]);
+            own.cwd = Some(supervisor::wire::text::Text::from("/opt"));
+            assert_eq!(try_run(guest, own).await.unwrap().ok(), "own\n/opt\n");
+        });
+    }
 }
 
 /// Where the content of `part` begins in a file of the store.
