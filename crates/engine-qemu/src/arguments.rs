@@ -16,6 +16,8 @@ pub(crate) struct Machine {
     pub(crate) console: bool,
     /// The carrier is a listening socket.
     pub(crate) listens: bool,
+    /// It goes on from a state that comes over its control socket, and boots nothing.
+    pub(crate) goes_on: bool,
 }
 
 /// A disk, whose files come with the order.
@@ -30,9 +32,11 @@ pub(crate) struct Disk {
 /// The descriptors' numbers in the process that becomes QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Descriptors {
-    pub(crate) kernel: i32,
-    pub(crate) initramfs: i32,
+    pub(crate) memory: i32,
+    pub(crate) control: i32,
     pub(crate) carrier: i32,
+    /// Kernel and initramfs of a machine that boots.
+    pub(crate) boot: Option<[i32; 2]>,
     /// The files of each disk, in order.
     pub(crate) disks: Vec<Content>,
 }
@@ -114,15 +118,29 @@ impl Machine {
         option(
             "-machine",
             format!(
-                "microvm,acpi=off,pit=on,pic=on,rtc=on,usb=off,graphics=off,isa-serial={serial}"
+                "microvm,acpi=off,pit=on,pic=on,rtc=on,usb=off,graphics=off,isa-serial={serial},\
+                 memory-backend=memory"
             ),
         );
         option("-accel", format!("tcg,tb-size={TRANSLATION_MB}"));
         option("-smp", self.cpus.to_string());
         option("-m", format!("{}M", self.memory_mb));
-        option("-kernel", format!("/proc/self/fd/{}", at.kernel));
-        option("-initrd", format!("/proc/self/fd/{}", at.initramfs));
-        option("-append", self.kernel_command_line());
+        option(
+            "-object",
+            format!(
+                "memory-backend-file,id=memory,size={}M,mem-path=/proc/self/fd/{},share=on",
+                self.memory_mb, at.memory
+            ),
+        );
+        option("-chardev", format!("socket,id=control,fd={}", at.control));
+        option("-mon", "chardev=control,mode=control".into());
+        if let Some([kernel, initramfs]) = at.boot {
+            option("-kernel", format!("/proc/self/fd/{kernel}"));
+            option("-initrd", format!("/proc/self/fd/{initramfs}"));
+            option("-append", self.kernel_command_line());
+        } else {
+            option("-incoming", "defer".into());
+        }
         let mut set = 1;
         for (disk, content) in self.disks.iter().zip(&at.disks) {
             let Disk { name, .. } = disk;
@@ -214,6 +232,7 @@ mod tests {
             tsc_khz: Some(2_000_000),
             console: false,
             listens: false,
+            goes_on: false,
         }
     }
 
@@ -222,7 +241,7 @@ mod tests {
     }
 
     fn at(disks: Vec<Content>) -> Descriptors {
-        Descriptors { kernel: 3, initramfs: 4, carrier: 5, disks }
+        Descriptors { memory: 3, control: 4, carrier: 5, boot: Some([11, 12]), disks }
     }
 
     #[test]
@@ -236,6 +255,22 @@ mod tests {
         assert_eq!(devices, ["virtio-blk-device", "virtio-serial-device", "virtserialport"]);
         assert!(arguments.contains(&"-nodefaults".into()));
         assert!(!arguments.iter().any(|argument| argument.contains("net")));
+    }
+
+    #[test]
+    fn a_machine_that_goes_on_boots_nothing() {
+        let at = Descriptors { boot: None, ..at(vec![Content::File(6)]) };
+        let arguments = Machine { goes_on: true, ..machine() }.arguments(&at);
+        assert!(!arguments.iter().any(|argument| argument == "-kernel" || argument == "-append"));
+        let after = arguments.iter().skip_while(|argument| *argument != "-incoming").nth(1);
+        assert_eq!(after.map(String::as_str), Some("defer"));
+    }
+
+    #[test]
+    fn memory_is_the_file_that_came_with_the_order() {
+        let arguments = machine().arguments(&at(vec![Content::File(6)]));
+        let memory = "memory-backend-file,id=memory,size=512M,mem-path=/proc/self/fd/3,share=on";
+        assert!(arguments.iter().any(|argument| argument == memory));
     }
 
     #[test]

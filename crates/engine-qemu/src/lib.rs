@@ -8,7 +8,9 @@
 mod arguments;
 mod clock;
 mod machine;
+mod memory;
 pub mod monitor;
+mod qmp;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -52,7 +54,7 @@ impl SandboxBackend for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { max_cpus: 32, ..Capabilities::default() }
+        Capabilities { pause: true, snapshot: true, fork: false, max_cpus: 32 }
     }
 
     /// Runs the emulator in its jail for its version, which proves that both are there and
@@ -93,7 +95,8 @@ impl SandboxBackend for Qemu {
         }
         let program = program()?;
         let machine =
-            machine::boot(&self.launcher, &program, spec, self.calibration.frequency_khz()).await?;
+            machine::boot(&self.launcher, &program, spec, || self.calibration.frequency_khz())
+                .await?;
         Ok(Box::new(machine))
     }
 }

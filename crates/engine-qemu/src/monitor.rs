@@ -17,10 +17,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::arguments::{Content, Descriptors, Disk, Machine};
 
+/// Where the kernel is among the descriptors.
+const KERNEL: usize = 3;
+
 /// What to become.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Task {
-    /// A machine. With it come the kernel, the initramfs, the carrier, and the files of each disk.
+    /// A machine. With it come its memory, its control socket and its carrier, kernel and initramfs
+    /// where it boots, and the files of each disk.
     Machine(Machine),
     /// A QEMU that tells its version on stderr and ends.
     Version,
@@ -73,7 +77,9 @@ fn run(owner: &Owner) -> Result<Infallible, String> {
     let orders = owner.orders::<Order>().map_err(|error| error.to_string())?;
     let (order, mut descriptors) = (orders.body, orders.descriptors);
     // QEMU opens the kernel again, by then as somebody to whom only public files are open.
-    if let Some(kernel) = descriptors.first_mut() {
+    if let (Task::Machine(Machine { goes_on: false, .. }), Some(kernel)) =
+        (&order.task, descriptors.get_mut(KERNEL))
+    {
         publish(kernel).map_err(|error| format!("copy the kernel: {error}"))?;
     }
     let mut command = Command::new(&order.program);
@@ -88,18 +94,25 @@ fn run(owner: &Owner) -> Result<Infallible, String> {
             (4 << 30, 0, Vec::new())
         }
         Task::Machine(machine) => {
-            let [kernel, initramfs, carrier, files @ ..] = descriptors.as_slice() else {
-                return Err(format!("{} descriptors came with the order", descriptors.len()));
+            let too_few = || format!("{} descriptors came with the order", descriptors.len());
+            let [memory, control, carrier, rest @ ..] = descriptors.as_slice() else {
+                return Err(too_few());
+            };
+            let (boot, files) = match (machine.goes_on, rest) {
+                (true, files) => (None, files),
+                (false, [kernel, initramfs, files @ ..]) => (Some([kernel, initramfs]), files),
+                (false, _) => return Err(too_few()),
             };
             let disks = contents(&machine.disks, files, &mut descriptions)?;
             let at = Descriptors {
-                kernel: kernel.as_raw_fd(),
-                initramfs: initramfs.as_raw_fd(),
+                memory: memory.as_raw_fd(),
+                control: control.as_raw_fd(),
                 carrier: carrier.as_raw_fd(),
+                boot: boot.map(|files| files.map(AsRawFd::as_raw_fd)),
                 disks,
             };
             command.args(machine.arguments(&at));
-            let reopenable = vec![kernel.as_fd(), initramfs.as_fd()];
+            let reopenable = boot.into_iter().flatten().map(AsFd::as_fd).collect();
             (machine.address_space(), machine.largest_written(), reopenable)
         }
     };
