@@ -130,6 +130,9 @@ text! {
         "1 to 64 of letters, digits, `_`, `.` and `-`, beginning with a letter, a digit or `_`", "p-7";
     /// The id of a token, key, webhook or delivery.
     Id, 1..=64, "^[A-Za-z0-9_-]+$", "an id", "tok-mzxw6ytboi4dqmrq";
+    /// The id or the name of a snapshot, in a path.
+    SnapshotId, 1..=40, "^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        "the id or the name of a snapshot", "sn-mzxw6ytboi4dqmrq";
     /// A volume's name.
     VolumeName, 1..=63, "^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$",
         "1 to 63 of small letters, digits, `.`, `_` and `-`, beginning and ending with a letter or a digit", "data";
@@ -279,6 +282,8 @@ number! {
     MemoryMb: u32, 128..=1048576, " MiB";
     /// Scratch disk.
     DiskGb: u32, 1..=16384, " GiB";
+    /// Forks that are made at once.
+    Forks: u32, 1..=64, " forks";
     /// What a volume holds.
     VolumeBytes: u64, 67108864..=17592186044416, " bytes";
     /// A time to live, an idle time or a task's time; a year at most.

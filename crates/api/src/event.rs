@@ -43,10 +43,13 @@ kinds! {
     SandboxStarted = "sandbox.started", "A sandbox takes tasks.";
     SandboxPaused = "sandbox.paused", "A sandbox was paused.";
     SandboxResumed = "sandbox.resumed", "A sandbox was resumed.";
+    SandboxHibernated = "sandbox.hibernated", "A sandbox's machine went to disk, to go on from there.";
     SandboxUpdated = "sandbox.updated", "A sandbox's labels, times or network changed.";
     SandboxStopped = "sandbox.stopped", "A sandbox's machine went; its record stays.";
     SandboxFailed = "sandbox.failed", "A sandbox could not be made, or its machine ended by itself.";
     SandboxDestroyed = "sandbox.destroyed", "Nothing is left of a sandbox.";
+    SnapshotCreated = "snapshot.created", "A snapshot was made of a sandbox.";
+    SnapshotRemoved = "snapshot.removed", "A snapshot was removed.";
     TaskStarted = "task.started", "A command was started.";
     TaskEnded = "task.ended", "A command ended.";
     TaskTimeout = "task.timeout", "A command's time was up.";

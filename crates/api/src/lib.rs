@@ -25,6 +25,7 @@ mod query;
 mod route;
 mod sandbox;
 mod secret;
+mod snapshot;
 mod state;
 mod system;
 mod timestamp;
@@ -70,6 +71,10 @@ pub use sandbox::{
 pub use secret::{
     CustomService, PlaceholderCharacters, SecretList, SecretQuery, SecretSlot, SecretSource,
     SetSecret, StoredSecret,
+};
+pub use snapshot::{
+    CreateSnapshot, ForkSandbox, ForkedSandboxes, RestoreSnapshot, Snapshot, SnapshotList,
+    SnapshotQuery,
 };
 pub use state::State;
 pub use system::{

@@ -115,7 +115,7 @@ pub fn openapi() -> OpenApi {
         .build()
 }
 
-const TAGS: [(&str, &str); 14] = [
+const TAGS: [(&str, &str); 15] = [
     ("sandboxes", "Sandboxes and their lives."),
     ("exec", "Commands."),
     ("processes", "What became of commands."),
@@ -123,6 +123,7 @@ const TAGS: [(&str, &str); 14] = [
     ("events", "What happened."),
     ("images", "What sandboxes are made of."),
     ("volumes", "Disks that outlive sandboxes."),
+    ("snapshots", "Sandboxes as they were, for others to go on from."),
     ("tokens", "Rights of callers."),
     ("keys", "Keys for signed requests."),
     ("secrets", "Credentials that sandboxes use and never have."),
@@ -278,6 +279,7 @@ fn path_parameter(name: &str) -> Parameter {
     let (schema, description) = match name {
         "sandbox" => (bound::SandboxId::name(), "The sandbox's id, or its name."),
         "process" => (bound::ProcessId::name(), "The process's name in its sandbox."),
+        "snapshot" => (bound::SnapshotId::name(), "The snapshot's id, or its name."),
         "volume" => (bound::VolumeName::name(), "The volume's name."),
         "service" => (bound::ServiceName::name(), "The service's name."),
         _ => (bound::Id::name(), "The id."),
@@ -438,6 +440,9 @@ fn example(route: &Route) -> Option<Value> {
         "move_file" => json!({"from": "/workspace/a", "to": "/workspace/b"}),
         "apply_changes" => json!({"paths": ["src", "*.md"], "allow_protected": [".envrc"]}),
         "discard_changes" => json!({"mount": 0}),
+        "create_snapshot" => json!({"name": "built"}),
+        "fork_sandbox" => json!({"count": 4, "name": "try"}),
+        "restore_snapshot" => json!({"name": "again", "labels": {"team": "red"}}),
         "create_volume" => json!({"name": "data", "size_bytes": 10_737_418_240_u64}),
         "create_token" => json!({"name": "ci", "role": "member", "expires_in_sec": 86_400}),
         "create_key" => json!({
@@ -548,6 +553,9 @@ mod tests {
             "MoveFile",
             "ApplyChanges",
             "DiscardChanges",
+            "CreateSnapshot",
+            "ForkSandbox",
+            "RestoreSnapshot",
             "CreateVolume",
             "VolumeMount",
             "Cache",
@@ -582,6 +590,9 @@ mod tests {
                 "move_file" => valid::<crate::MoveFile>(value),
                 "apply_changes" => valid::<crate::ApplyChanges>(value),
                 "discard_changes" => valid::<crate::DiscardChanges>(value),
+                "create_snapshot" => valid::<crate::CreateSnapshot>(value),
+                "fork_sandbox" => valid::<crate::ForkSandbox>(value),
+                "restore_snapshot" => valid::<crate::RestoreSnapshot>(value),
                 "create_volume" => valid::<crate::CreateVolume>(value),
                 "create_token" => valid::<crate::CreateToken>(value),
                 "create_key" => valid::<crate::CreateKey>(value),

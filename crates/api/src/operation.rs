@@ -127,6 +127,9 @@ operations! {
     SandboxStop = "sandbox_stop", Member, Workspace, "Stop a sandbox.";
     SandboxPause = "sandbox_pause", Member, Workspace, "Pause a sandbox.";
     SandboxResume = "sandbox_resume", Member, Workspace, "Resume a paused sandbox.";
+    SandboxHibernate = "sandbox_hibernate", Member, Workspace, "Bring a sandbox's machine to disk.";
+    SandboxSnapshot = "sandbox_snapshot", Member, Workspace, "Make a snapshot of a sandbox.";
+    SandboxFork = "sandbox_fork", Member, Workspace, "Make sandboxes that go on from one that runs.";
     SandboxStats = "sandbox_stats", Viewer, Workspace, "See what a sandbox uses.";
     SandboxLogs = "sandbox_logs", Viewer, Workspace, "Read a sandbox's log.";
     Exec = "exec", Member, Workspace, "Run a command.";
@@ -151,6 +154,10 @@ operations! {
     VolumeList = "volume_list", Viewer, Workspace, "List volumes.";
     VolumeGet = "volume_get", Viewer, Workspace, "See one volume.";
     VolumeRemove = "volume_remove", Member, Workspace, "Remove a volume.";
+    SnapshotList = "snapshot_list", Viewer, Workspace, "List snapshots.";
+    SnapshotGet = "snapshot_get", Viewer, Workspace, "See one snapshot.";
+    SnapshotRestore = "snapshot_restore", Member, Workspace, "Make a sandbox that goes on from a snapshot.";
+    SnapshotRemove = "snapshot_remove", Member, Workspace, "Remove a snapshot.";
     EventList = "event_list", Viewer, Workspace, "List and watch events.";
     ImageList = "image_list", Viewer, Shared, "List images.";
     PolicyShow = "policy_show", Viewer, Shared, "See the policy.";

@@ -262,6 +262,21 @@ const LIFECYCLE: &[Code] = &[
     Code::GuestTimeout,
 ];
 
+/// What a sandbox that goes on from another may meet.
+const MAKES: &[Code] = &[
+    Code::PolicyDenied,
+    Code::WrongState,
+    Code::NameTaken,
+    Code::IdempotencyInProgress,
+    Code::IdempotencyMismatch,
+    Code::Unsupported,
+    Code::BootFailed,
+    Code::GuestFailed,
+    Code::Busy,
+    Code::EngineUnavailable,
+    Code::GuestTimeout,
+];
+
 /// Every method of every path.
 pub const ROUTES: &[Route] = &[
     public("/healthz", "health", "Whether the server answers.").gives(&[(200, json::<Health>())]),
@@ -378,11 +393,48 @@ pub const ROUTES: &[Route] = &[
         "/v1/sandboxes/{sandbox}/resume",
         "resume_sandbox",
         Operation::SandboxResume,
-        "Lets a paused sandbox go on.",
+        "Lets a sandbox go on that is paused or hibernated.",
     )
     .gives(&[(200, json::<Sandbox>())])
     .idempotent()
     .may_fail(LIFECYCLE),
+    route(
+        Post,
+        "/v1/sandboxes/{sandbox}/hibernate",
+        "hibernate_sandbox",
+        Operation::SandboxHibernate,
+        "Brings a sandbox's machine to disk, and frees its memory. It goes on from there when it is \
+         resumed, or with the next request that needs it. Commands that are attached end; those that \
+         are detached go on.",
+    )
+    .gives(&[(200, json::<Sandbox>())])
+    .idempotent()
+    .may_fail(LIFECYCLE),
+    route(
+        Post,
+        "/v1/sandboxes/{sandbox}/snapshot",
+        "create_snapshot",
+        Operation::SandboxSnapshot,
+        "Makes a snapshot of a sandbox that runs: of its memory and its scratch disk. It holds what \
+         the sandbox held, what was given to commands in their environment included. The sandbox \
+         stands still meanwhile, and goes on.",
+    )
+    .takes(Body::OptionalJson(SchemaOf::new::<CreateSnapshot>()))
+    .gives(&[(201, json::<Snapshot>())])
+    .idempotent()
+    .may_fail(MAKES),
+    route(
+        Post,
+        "/v1/sandboxes/{sandbox}/fork",
+        "fork_sandbox",
+        Operation::SandboxFork,
+        "Makes sandboxes that go on from one that runs, each with a clock, randomness, keys and a \
+         network of its own. The one that is forked stands still meanwhile, and goes on.",
+    )
+    .takes(Body::OptionalJson(SchemaOf::new::<ForkSandbox>()))
+    .gives(&[(201, json::<ForkedSandboxes>())])
+    .idempotent()
+    .may_fail(MAKES),
     route(
         Get,
         "/v1/sandboxes/{sandbox}/stats",
@@ -723,6 +775,40 @@ pub const ROUTES: &[Route] = &[
     .query_is::<VolumeQuery>()
     .gives(&[(204, Body::Empty)])
     .may_fail(&[Code::WrongState]),
+    // Snapshots
+    route(
+        Get,
+        "/v1/snapshots",
+        "list_snapshots",
+        Operation::SnapshotList,
+        "The snapshots of a workspace, the newest first.",
+    )
+    .query_is::<SnapshotQuery>()
+    .gives(&[(200, json::<SnapshotList>())]),
+    route(Get, "/v1/snapshots/{snapshot}", "get_snapshot", Operation::SnapshotGet, "One snapshot.")
+        .query_is::<SnapshotQuery>()
+        .gives(&[(200, json::<Snapshot>())]),
+    route(
+        Delete,
+        "/v1/snapshots/{snapshot}",
+        "remove_snapshot",
+        Operation::SnapshotRemove,
+        "Removes a snapshot with all that is in it. Sandboxes that went on from it stay.",
+    )
+    .query_is::<SnapshotQuery>()
+    .gives(&[(204, Body::Empty)]),
+    route(
+        Post,
+        "/v1/snapshots/{snapshot}/restore",
+        "restore_snapshot",
+        Operation::SnapshotRestore,
+        "Makes a sandbox that goes on from a snapshot, where host, engine and image are as they were.",
+    )
+    .query_is::<SnapshotQuery>()
+    .takes(Body::OptionalJson(SchemaOf::new::<RestoreSnapshot>()))
+    .gives(&[(201, json::<Sandbox>())])
+    .idempotent()
+    .may_fail(MAKES),
     // Tokens and keys
     route(
         Post,

@@ -83,6 +83,8 @@ pub enum WhenIdle {
     Stop,
     /// It gets a new machine, and its times start anew.
     Restart,
+    /// Its machine goes to disk, and goes on from there with the next request.
+    Hibernate,
     /// All of it goes.
     Delete,
 }
@@ -618,6 +620,9 @@ pub struct Sandbox {
     pub running: u32,
     /// Rises with every change; the ETag is this number in quotes.
     pub version: u64,
+    /// The snapshot, or the sandbox, that it went on from when it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// The decision that allowed it.
     pub policy: PolicyRef,
     /// How long it took to come up.
@@ -682,7 +687,7 @@ pub struct Stats {
 pub struct ListSandboxes {
     /// In one of these states; all but `destroyed` when absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[param(max_items = 10)]
+    #[param(max_items = 12)]
     pub state: Vec<State>,
     /// With this label (`key`), or with this value of it (`key=value`); all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -718,7 +723,7 @@ impl ListSandboxes {
 
 impl Validate for ListSandboxes {
     fn validate(&self) -> Result<(), Problem> {
-        at_most("state", self.state.len(), 10, "states")?;
+        at_most("state", self.state.len(), 12, "states")?;
         at_most("label", self.label.len(), 16, "labels")?;
         self.label.iter().try_for_each(|filter| LabelFilter::check("label", filter))?;
         Name::check_some("name", self.name.as_deref())?;

@@ -24,6 +24,10 @@ pub enum State {
     Executing,
     /// Its machine stands still.
     Paused,
+    /// Its machine is being brought to disk.
+    Hibernating,
+    /// Its machine is on disk, and goes on from there with the next request.
+    Hibernated,
     /// Its machine is being taken away; the sandbox stays on record.
     Stopping,
     /// It has no machine and can be started again.
@@ -38,12 +42,14 @@ pub enum State {
 
 impl State {
     /// All of them, in the order of a life.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Requested,
         Self::Provisioning,
         Self::Ready,
         Self::Executing,
         Self::Paused,
+        Self::Hibernating,
+        Self::Hibernated,
         Self::Stopping,
         Self::Stopped,
         Self::Destroying,
@@ -55,15 +61,28 @@ impl State {
     /// `destroying`, so that a delete is possible at any time.
     pub fn may_become(self, next: Self) -> bool {
         use State::{
-            Destroyed, Destroying, Executing, Failed, Paused, Provisioning, Ready, Requested,
-            Stopped, Stopping,
+            Destroyed, Destroying, Executing, Failed, Hibernated, Hibernating, Paused,
+            Provisioning, Ready, Requested, Stopped, Stopping,
         };
         match self {
             Requested => matches!(next, Provisioning | Stopping | Destroying | Failed),
-            Provisioning => matches!(next, Ready | Stopping | Destroying | Failed),
-            Ready => matches!(next, Executing | Paused | Stopping | Destroying | Failed),
-            Executing => matches!(next, Ready | Paused | Stopping | Destroying | Failed),
-            Paused => matches!(next, Ready | Executing | Stopping | Destroying | Failed),
+            // One that was to go on from disk, and did not.
+            Provisioning => {
+                matches!(next, Ready | Executing | Hibernated | Stopping | Destroying | Failed)
+            }
+            Ready => {
+                matches!(next, Executing | Paused | Hibernating | Stopping | Destroying | Failed)
+            }
+            Executing => {
+                matches!(next, Ready | Paused | Hibernating | Stopping | Destroying | Failed)
+            }
+            Paused => {
+                matches!(next, Ready | Executing | Hibernating | Stopping | Destroying | Failed)
+            }
+            Hibernating => {
+                matches!(next, Ready | Executing | Hibernated | Stopping | Destroying | Failed)
+            }
+            Hibernated => matches!(next, Provisioning | Stopping | Destroying | Failed),
             Stopping => matches!(next, Stopped | Destroying | Failed),
             Stopped | Failed => matches!(next, Provisioning | Destroying),
             Destroying => matches!(next, Destroyed),
@@ -84,6 +103,7 @@ impl State {
                 | Self::Ready
                 | Self::Executing
                 | Self::Paused
+                | Self::Hibernating
                 | Self::Stopping
                 | Self::Destroying
         )
@@ -102,6 +122,8 @@ impl State {
             Self::Ready => "ready",
             Self::Executing => "executing",
             Self::Paused => "paused",
+            Self::Hibernating => "hibernating",
+            Self::Hibernated => "hibernated",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Destroying => "destroying",
@@ -133,10 +155,12 @@ mod tests {
     fn the_legal_moves_are_these_and_no_others() {
         let legal: &[(State, &[State])] = &[
             (Requested, &[Provisioning, Stopping, Destroying, Failed]),
-            (Provisioning, &[Ready, Stopping, Destroying, Failed]),
-            (Ready, &[Executing, Paused, Stopping, Destroying, Failed]),
-            (Executing, &[Ready, Paused, Stopping, Destroying, Failed]),
-            (Paused, &[Ready, Executing, Stopping, Destroying, Failed]),
+            (Provisioning, &[Ready, Executing, Hibernated, Stopping, Destroying, Failed]),
+            (Ready, &[Executing, Paused, Hibernating, Stopping, Destroying, Failed]),
+            (Executing, &[Ready, Paused, Hibernating, Stopping, Destroying, Failed]),
+            (Paused, &[Ready, Executing, Hibernating, Stopping, Destroying, Failed]),
+            (Hibernating, &[Ready, Executing, Hibernated, Stopping, Destroying, Failed]),
+            (Hibernated, &[Provisioning, Stopping, Destroying, Failed]),
             (Stopping, &[Stopped, Destroying, Failed]),
             (Stopped, &[Provisioning, Destroying]),
             (Destroying, &[Destroyed]),

@@ -72,8 +72,13 @@ pub(crate) enum Command {
     Start(command::lifecycle::LifecycleArgs),
     /// Let the machines of sandboxes stand still
     Pause(command::lifecycle::LifecycleArgs),
-    /// Let paused sandboxes go on
+    /// Let sandboxes go on that are paused or hibernated
     Resume(command::lifecycle::LifecycleArgs),
+    /// Bring the machines of sandboxes to disk, until the next request that needs them
+    Hibernate(command::lifecycle::LifecycleArgs),
+    Snapshot(command::snapshot::SnapshotArgs),
+    Restore(command::snapshot::RestoreArgs),
+    Fork(command::snapshot::ForkArgs),
     Rm(command::remove::RemoveArgs),
     Stats(command::stats::StatsArgs),
     Events(command::events::EventsArgs),
@@ -126,9 +131,14 @@ impl Command {
             Self::Ls(args) => args.json,
             Self::Inspect(args) => args.json,
             Self::Logs(args) => args.json,
-            Self::Stop(args) | Self::Start(args) | Self::Pause(args) | Self::Resume(args) => {
-                args.json
-            }
+            Self::Stop(args)
+            | Self::Start(args)
+            | Self::Pause(args)
+            | Self::Resume(args)
+            | Self::Hibernate(args) => args.json,
+            Self::Snapshot(args) => args.json(),
+            Self::Restore(args) => args.json,
+            Self::Fork(args) => args.json,
             Self::Stats(args) => args.json,
             Self::Events(args) => args.json,
             Self::Token(args) => args.json(),

@@ -114,9 +114,66 @@ impl Client {
         call!(self, "pause_sandbox", sandbox).value().await
     }
 
-    /// Lets a paused sandbox go on.
+    /// Lets a sandbox go on that is paused or hibernated.
     pub async fn resume_sandbox(&self, sandbox: &str) -> Result<Sandbox, Error> {
         call!(self, "resume_sandbox", sandbox).value().await
+    }
+
+    /// Brings a sandbox's machine to disk. It goes on from there when it is resumed, or with the
+    /// next call that needs it.
+    pub async fn hibernate_sandbox(&self, sandbox: &str) -> Result<Sandbox, Error> {
+        call!(self, "hibernate_sandbox", sandbox).value().await
+    }
+
+    /// Makes a snapshot of a sandbox.
+    pub async fn create_snapshot(
+        &self,
+        sandbox: &str,
+        create: &CreateSnapshot,
+    ) -> Result<Snapshot, Error> {
+        call!(self, "create_snapshot", sandbox).json(create)?.value().await
+    }
+
+    /// Makes sandboxes that go on from this one.
+    pub async fn fork_sandbox(
+        &self,
+        sandbox: &str,
+        fork: &ForkSandbox,
+    ) -> Result<ForkedSandboxes, Error> {
+        call!(self, "fork_sandbox", sandbox).json(fork)?.value().await
+    }
+
+    /// The snapshots of a workspace, the newest first.
+    pub async fn list_snapshots(&self, query: &SnapshotQuery) -> Result<SnapshotList, Error> {
+        call!(self, "list_snapshots").query(query).value().await
+    }
+
+    /// One snapshot.
+    pub async fn get_snapshot(
+        &self,
+        snapshot: &str,
+        query: &SnapshotQuery,
+    ) -> Result<Snapshot, Error> {
+        call!(self, "get_snapshot", snapshot).query(query).value().await
+    }
+
+    /// Removes a snapshot with all that is in it.
+    pub async fn remove_snapshot(
+        &self,
+        snapshot: &str,
+        query: &SnapshotQuery,
+    ) -> Result<(), Error> {
+        call!(self, "remove_snapshot", snapshot).query(query).done().await
+    }
+
+    /// Makes a sandbox that goes on from a snapshot.
+    pub async fn restore_snapshot(
+        &self,
+        snapshot: &str,
+        query: &SnapshotQuery,
+        restore: &RestoreSnapshot,
+    ) -> Result<Sandbox, Error> {
+        call!(self, "restore_snapshot", snapshot).query(query).json(restore)?.value().await
     }
 
     /// What a sandbox uses.

@@ -69,6 +69,11 @@ impl Disks {
         Ok(Self { disks: vec![root], words, volumes: 0 })
     }
 
+    /// None: for what goes on without a machine.
+    pub fn none() -> Self {
+        Self { disks: Vec::new(), words: Vec::new(), volumes: 0 }
+    }
+
     /// What the guest changes goes to this file, which holds an ext4, and not into its memory.
     #[must_use]
     pub fn with_scratch(mut self, file: File) -> Self {

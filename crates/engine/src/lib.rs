@@ -68,7 +68,7 @@ pub struct Capabilities {
     pub pause: bool,
     /// [`Machine::save`], and [`System::Saved`].
     pub snapshot: bool,
-    /// [`Machine::fork`].
+    /// Machines from one that runs, without its being saved first.
     pub fork: bool,
     /// Most virtual CPUs.
     pub max_cpus: u32,

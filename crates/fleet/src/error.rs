@@ -146,6 +146,8 @@ fn supervisor_code(error: &supervisor::Error) -> Code {
         E::Engine(EngineError::Unsupported(_)) => Code::Unsupported,
         E::NoSuchSandbox(_) => Code::NotFound,
         E::NameTaken(_) => Code::NameTaken,
+        E::Mismatch { .. } => Code::Unsupported,
+        E::Damaged { .. } => Code::WrongState,
         E::Guest(error) => guest_code(error),
         E::Internal(_) => Code::Internal,
         _ => Code::BootFailed,

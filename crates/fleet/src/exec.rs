@@ -356,7 +356,12 @@ impl Manager {
                 tokio::try_join!(stdout, stderr)?;
                 under_way.wait().await
             };
-            let (ending, _) = judge(followed.await.map_err(Broken::Link));
+            let followed = followed.await;
+            if followed.is_err() && goes_on(&seat).await {
+                manager.counters.tasks.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
+            let (ending, _) = judge(followed.map_err(Broken::Link));
             // An error of the store was told.
             let _ = manager.finish(&seat, process, entry, ending).await;
         };
@@ -574,6 +579,13 @@ impl Feed {
     }
 }
 
+/// Whether a sandbox is not gone that does not answer: on disk, its commands are followed again when
+/// it is back.
+async fn goes_on(seat: &Seat) -> bool {
+    let row = seat.until(|row| row.state != State::Hibernating).await;
+    row.state == State::Hibernated
+}
+
 /// What is known of a command that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
@@ -665,6 +677,8 @@ pub(crate) fn not_running(state: State) -> Error {
     let remedy = match state {
         State::Paused => "resume it first",
         State::Requested | State::Provisioning => "wait until it is ready",
+        State::Hibernating => "it is brought to disk: ask again",
+        State::Hibernated => "resume it first",
         State::Stopped | State::Failed => "start it first",
         _ => "it is going away",
     };

@@ -34,6 +34,7 @@ mod run;
 mod sandboxes;
 mod seat;
 mod secret;
+mod snapshot;
 mod task;
 mod upkeep;
 mod volume;

@@ -14,7 +14,7 @@ use api::{
 };
 use audit::Entry;
 use serde_json::json;
-use supervisor::{ImageRef, Isolation, Observer, SandboxSpec, Step};
+use supervisor::{ImageRef, Isolation, Observer, Restore, SandboxSpec, Step};
 
 use crate::error::chain;
 use crate::manager::Manager;
@@ -22,6 +22,7 @@ use crate::metrics::count;
 use crate::mount::Mounted;
 use crate::record::{self, Tell as _};
 use crate::seat::{Running, Seat, lock};
+use crate::snapshot::Source;
 use crate::{Error, Mode};
 
 /// Between two tries to take away what does not go.
@@ -91,6 +92,15 @@ impl Manager {
             State::Ready | State::Executing | State::Paused => self.watch_over(seat).await,
             State::Stopping => self.take_down(seat, State::Stopped).await,
             State::Destroying => self.take_down(seat, State::Destroyed).await,
+            State::Hibernating => self.bring_to_disk(seat).await,
+            State::Hibernated => {
+                let version = seat.row().version;
+                let expires = seat.row().expires_at.filter(|_| self.keeps_time());
+                tokio::select! {
+                    _ = seat.until(|row| row.version != version) => {}
+                    () = until(expires) => self.is_late(seat).await,
+                }
+            }
             State::Stopped | State::Failed => {
                 seat.until(|row| row.state != state).await;
             }
@@ -134,6 +144,12 @@ impl Manager {
                 self.counters.boot.record(begun.elapsed());
                 self.arrived(seat, &running, queue_ms).await;
             }
+            Err(error) if self.snapshot_files().is_hibernated(seat.id()) => {
+                drop(place);
+                if let Err(error) = self.sleeps_on(seat, error).await {
+                    self.stuck(seat, &error).await;
+                }
+            }
             Err(error) => self.failed(seat, error).await,
         }
     }
@@ -142,6 +158,24 @@ impl Manager {
     async fn boot(&self, seat: &Arc<Seat>) -> Result<Option<Arc<Running>>, Error> {
         let row = seat.row();
         let leaves = || seat.until(|row| row.state != State::Provisioning);
+        if let Some(source) = self.source_of(seat) {
+            let restore = Restore {
+                directory: source.directory(),
+                check: source.check(),
+                id: Some(row.id.clone()),
+                owner: Some(self.ledger.id().to_owned()),
+                name: None,
+                min_isolation: crate::rules::least(&row),
+                keep: true,
+                network: self.give_way_out(seat, &row).await?,
+            };
+            let mut notices = Notices(seat);
+            let restoring = self.supervisor.restore(restore, &mut notices);
+            let Some(sandbox) = self.started(seat, restoring).await? else { return Ok(None) };
+            let running = seat.set_machine(sandbox);
+            self.take_up_tasks(seat, &running.guest).await?;
+            return Ok(Some(running));
+        }
         let spec = SandboxSpec {
             id: Some(row.id.clone()),
             owner: Some(self.ledger.id().to_owned()),
@@ -165,26 +199,8 @@ impl Manager {
             _ = leaves() => return Ok(None),
         };
         let mut notices = Notices(seat);
-        let mut starting = std::pin::pin!(plan.start(&mut notices));
-        let mut unwanted = std::pin::pin!(leaves());
-        let mut is_unwanted = false;
-        let sandbox = loop {
-            tokio::select! {
-                sandbox = &mut starting => break sandbox,
-                _ = &mut unwanted, if !is_unwanted => is_unwanted = true,
-                // A start is not left half-done: its machine is ended, and it sees that.
-                () = tokio::time::sleep(CANCEL), if is_unwanted => {
-                    let kept = self.supervisor.kept().unwrap_or_default();
-                    if kept.iter().any(|machine| machine.id == row.id) {
-                        let _ = self.supervisor.remove(&row.id).await;
-                    }
-                }
-            }
-        };
-        let sandbox = match sandbox {
-            Err(_) if is_unwanted => return Ok(None),
-            sandbox => sandbox?,
-        };
+        let starting = plan.start(&mut notices);
+        let Some(sandbox) = self.started(seat, starting).await? else { return Ok(None) };
         let running = seat.set_machine(sandbox);
         let mounts = lock(&seat.mounts).take().unwrap_or_default();
         let copied = tokio::select! {
@@ -196,6 +212,43 @@ impl Manager {
             return Err(error);
         }
         Ok(Some(running))
+    }
+
+    /// What a sandbox goes on from, where it is not a new one.
+    fn source_of(&self, seat: &Seat) -> Option<Source> {
+        let files = self.snapshot_files();
+        match files.is_hibernated(seat.id()) {
+            true => Some(Source::Kept(files.hibernated(seat.id()))),
+            false => lock(&seat.source).clone(),
+        }
+    }
+
+    /// The sandbox that is started, or nothing where it is not wanted any more.
+    async fn started(
+        &self,
+        seat: &Seat,
+        starting: impl Future<Output = Result<supervisor::Sandbox, supervisor::Error>>,
+    ) -> Result<Option<supervisor::Sandbox>, Error> {
+        let mut starting = std::pin::pin!(starting);
+        let mut unwanted = std::pin::pin!(seat.until(|row| row.state != State::Provisioning));
+        let mut is_unwanted = false;
+        let sandbox = loop {
+            tokio::select! {
+                sandbox = &mut starting => break sandbox,
+                _ = &mut unwanted, if !is_unwanted => is_unwanted = true,
+                // A start is not left half-done: its machine is ended, and it sees that.
+                () = tokio::time::sleep(CANCEL), if is_unwanted => {
+                    let kept = self.supervisor.kept().unwrap_or_default();
+                    if kept.iter().any(|machine| machine.id == seat.id()) {
+                        let _ = self.supervisor.remove(seat.id()).await;
+                    }
+                }
+            }
+        };
+        match sandbox {
+            Err(_) if is_unwanted => Ok(None),
+            sandbox => Ok(Some(sandbox?)),
+        }
     }
 
     async fn arrived(&self, seat: &Arc<Seat>, running: &Running, queue_ms: f64) {
@@ -213,6 +266,7 @@ impl Manager {
             let engine = sandbox.engine().to_owned();
             (engine, tier(sandbox.isolation()), sandbox.cpus(), sandbox.image().to_owned(), timings)
         };
+        let was_on_disk = self.snapshot_files().is_hibernated(seat.id());
         let moved = self
             .change(seat, |row, batch| {
                 if row.state != State::Provisioning {
@@ -220,7 +274,7 @@ impl Manager {
                 }
                 let now = Timestamp::now();
                 let next = Sandbox {
-                    state: State::Ready,
+                    state: if row.running == 0 { State::Ready } else { State::Executing },
                     reason: None,
                     engine: Some(engine),
                     isolation: Some(tier),
@@ -228,11 +282,14 @@ impl Manager {
                     image,
                     started_at: Some(now),
                     ended_at: None,
-                    expires_at: row.timeout_sec.map(|sec| now.after(Duration::from_secs(sec))),
-                    idle_at: Some(now),
+                    expires_at: match was_on_disk {
+                        // Its time went on.
+                        true => row.expires_at,
+                        false => row.timeout_sec.map(|sec| now.after(Duration::from_secs(sec))),
+                    },
+                    idle_at: (row.running == 0).then_some(now),
                     timings: Some(timings),
                     usage: None,
-                    running: 0,
                     ..row.clone()
                 };
                 batch.entries.push(self.own_entry(Operation::SandboxStart, &next, "ready"));
@@ -245,6 +302,12 @@ impl Manager {
             Ok(Ok(_)) => {
                 count(&self.counters.created);
                 seat.log(LogSource::Lifecycle, None, "it takes tasks");
+                let goes_on = lock(&seat.source).take().is_some();
+                if was_on_disk {
+                    self.forget_hibernated(seat.id()).await;
+                } else if goes_on {
+                    self.adopt_tasks(seat, running).await;
+                }
             }
             // It is to go; its task sees that next.
             Ok(Err(_)) => {}
@@ -256,6 +319,7 @@ impl Manager {
         let problem = error.problem();
         let words = problem.detail.clone();
         *lock(&seat.failure) = Some(error);
+        drop(lock(&seat.source).take());
         let moved = self
             .change(seat, |row, batch| {
                 if !row.state.may_become(State::Failed) {
@@ -317,7 +381,8 @@ impl Manager {
             }
             () = until(idle) => {
                 let next = match row.on_idle {
-                    WhenIdle::Stop => (State::Stopping, None),
+                    WhenIdle::Hibernate if self.may_hibernate(&row) => (State::Hibernating, None),
+                    WhenIdle::Stop | WhenIdle::Hibernate => (State::Stopping, None),
                     WhenIdle::Restart => (State::Stopping, Some(RESTARTS)),
                     WhenIdle::Delete => (State::Destroying, None),
                 };
@@ -371,6 +436,7 @@ impl Manager {
                 let next = Sandbox { state, reason: Some(reason.clone()), ..row.clone() };
                 let operation = match state {
                     State::Destroying => Operation::SandboxDelete,
+                    State::Hibernating => Operation::SandboxHibernate,
                     _ => Operation::SandboxStop,
                 };
                 batch.entries.push(self.own_entry(operation, &next, "accepted"));
@@ -419,6 +485,11 @@ impl Manager {
 
     async fn take_down(&self, seat: &Arc<Seat>, target: State) {
         let used = self.end_machine(seat).await;
+        if self.forget_hibernated(seat.id()).await
+            && let Err(error) = self.give_up_tasks(seat, "its sandbox was taken away").await
+        {
+            return self.stuck(seat, &error).await;
+        }
         // Its tasks have seen it go.
         let silent = seat.until(|row| row.running == 0);
         let _ = tokio::time::timeout(LAST_WORDS, silent).await;

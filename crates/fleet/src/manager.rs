@@ -20,6 +20,7 @@ use crate::network::Network;
 use crate::queue::Queue;
 use crate::record::{self, Tell as _};
 use crate::seat::Seat;
+use crate::snapshot::wakes;
 use crate::{Error, OpenError, hook};
 
 /// Changes that a watcher may be late by.
@@ -49,6 +50,8 @@ pub struct Manager {
     pub(crate) attaching: tokio::sync::Mutex<()>,
     /// Held from the count of sandboxes to the one that is added.
     pub(crate) deciding: tokio::sync::Mutex<()>,
+    /// Held while a snapshot is made and named.
+    pub(crate) saving: tokio::sync::Mutex<()>,
     /// Every row as it is committed.
     pub(crate) changes: broadcast::Sender<Arc<Sandbox>>,
     closing: watch::Sender<bool>,
@@ -101,6 +104,7 @@ impl Manager {
             tasks: TaskTracker::new(),
             attaching: tokio::sync::Mutex::default(),
             deciding: tokio::sync::Mutex::default(),
+            saving: tokio::sync::Mutex::default(),
             changes: broadcast::channel(CHANGES).0,
             closing: watch::Sender::new(false),
             is_ready: AtomicBool::new(false),
@@ -233,6 +237,9 @@ impl Manager {
         by: &Provenance,
     ) -> Result<Arc<Seat>, Error> {
         let seat = self.find_seat(caller, operation, name, by).await?;
+        if seat.state() == State::Hibernated && wakes(operation) {
+            self.wake(caller, &seat, by).await?;
+        }
         self.with_machine(&seat).await?;
         Ok(seat)
     }

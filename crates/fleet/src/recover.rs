@@ -35,6 +35,8 @@ impl Manager {
             }
         }
         self.reap().await?;
+        let files = self.snapshot_files();
+        let _ = tokio::task::spawn_blocking(move || files.sweep()).await;
         Ok(())
     }
 
@@ -60,6 +62,21 @@ impl Manager {
                     self.is_late(&seat).await;
                 }
             }
+            State::Hibernating if self.snapshot_files().is_hibernated(seat.id()) => {}
+            State::Hibernating => {
+                let lost = "its supervisor was killed while it was brought to disk";
+                self.lose(&seat, lost).await?;
+            }
+            State::Provisioning if self.snapshot_files().is_hibernated(seat.id()) => {
+                let killed = Error::Internal("its supervisor was killed meanwhile".into());
+                self.sleeps_on(&seat, killed).await?;
+            }
+            State::Requested | State::Provisioning
+                if row.origin.is_some() && row.started_at.is_none() =>
+            {
+                let lost = "its supervisor was killed before it went on from there; make it again";
+                self.lose(&seat, lost).await?;
+            }
             State::Requested | State::Provisioning => {
                 // Its first process may have started a machine. What was in memory only is gone
                 // with it, so that there is no going on with it.
@@ -77,7 +94,7 @@ impl Manager {
             State::Stopping | State::Destroying => {
                 self.give_up_tasks(&seat, "its sandbox was taken away").await?;
             }
-            State::Stopped | State::Failed | State::Destroyed => {}
+            State::Hibernated | State::Stopped | State::Failed | State::Destroyed => {}
         }
         if seat.machine().is_some() || !needs_machine(seat.state()) {
             self.spawn_life(&seat);
@@ -120,7 +137,7 @@ impl Manager {
     }
 
     /// Detached tasks go on, and are followed again. Attached ones ended with their connection.
-    async fn take_up_tasks(
+    pub(crate) async fn take_up_tasks(
         &self,
         seat: &Arc<Seat>,
         guest: &supervisor::Guest,
@@ -155,7 +172,7 @@ impl Manager {
         self.finish(seat, process, entry, Ended::lost(reason, "interrupted")).await.map(drop)
     }
 
-    async fn give_up_tasks(&self, seat: &Seat, why: &str) -> Result<(), Error> {
+    pub(crate) async fn give_up_tasks(&self, seat: &Seat, why: &str) -> Result<(), Error> {
         for process in self.ledger.running(seat.id()).await? {
             self.count_task();
             let entry = task_entry(&seat.row(), &process);

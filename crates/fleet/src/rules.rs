@@ -291,6 +291,23 @@ impl Manager {
         })
     }
 
+    /// What policy is asked about a sandbox that goes on from this one: about all that it had, also
+    /// what is not looked at any more.
+    pub(crate) fn question_of_offspring(
+        &self,
+        caller: &Caller,
+        row: &Sandbox,
+        mounts: Vec<policy::Mount>,
+        sandboxes: u64,
+    ) -> Request {
+        match self.question_about(subject(caller, &row.workspace), row, &[]) {
+            Request::Create(create) => {
+                Request::Create(policy::Create { mounts, sandboxes, ..create })
+            }
+            other => other,
+        }
+    }
+
     /// What policy is asked about a sandbox that was accepted, by nobody in particular: as much
     /// as its workspace may.
     pub(crate) fn question_again(&self, row: &Sandbox, mounts: &[Mounted]) -> Request {
@@ -364,6 +381,7 @@ pub(crate) fn row(
         idle_at: None,
         running: 0,
         version: 1,
+        origin: None,
         policy: reference(decision),
         timings: None,
         usage: None,

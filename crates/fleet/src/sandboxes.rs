@@ -52,6 +52,11 @@ impl Manager {
         if !wait {
             return Ok(Sandbox::clone(&seat.row()));
         }
+        self.arrival(&seat).await
+    }
+
+    /// Waits until a sandbox takes tasks.
+    pub(crate) async fn arrival(&self, seat: &Seat) -> Result<Sandbox, Error> {
         let settled = |row: &Sandbox| !matches!(row.state, State::Requested | State::Provisioning);
         let row = tokio::select! {
             row = seat.until(settled) => row,
@@ -290,12 +295,14 @@ impl Manager {
         wait: bool,
         by: &Provenance,
     ) -> Result<Sandbox, Error> {
-        const ANY: [State; 8] = [
+        const ANY: [State; 10] = [
             State::Requested,
             State::Provisioning,
             State::Ready,
             State::Executing,
             State::Paused,
+            State::Hibernating,
+            State::Hibernated,
             State::Stopping,
             State::Stopped,
             State::Failed,
@@ -317,8 +324,15 @@ impl Manager {
         wait: bool,
         by: &Provenance,
     ) -> Result<Sandbox, Error> {
-        const FROM: [State; 5] =
-            [State::Requested, State::Provisioning, State::Ready, State::Executing, State::Paused];
+        const FROM: [State; 7] = [
+            State::Requested,
+            State::Provisioning,
+            State::Ready,
+            State::Executing,
+            State::Paused,
+            State::Hibernating,
+            State::Hibernated,
+        ];
         let remedy = "only one that runs can be stopped";
         let wish = Wish { wanted: State::Stopping, from: &FROM, remedy };
         let seat = self.ask(caller, Operation::SandboxStop, sandbox, by, wish).await?;
@@ -399,7 +413,7 @@ impl Manager {
         self.set_paused(caller, sandbox, by, true).await
     }
 
-    /// Lets a paused sandbox go on.
+    /// Lets a sandbox go on that is paused or hibernated.
     ///
     /// # Errors
     /// As [`Self::pause`].
@@ -409,6 +423,12 @@ impl Manager {
         sandbox: &str,
         by: &Provenance,
     ) -> Result<Sandbox, Error> {
+        let operation = Operation::SandboxResume;
+        let seat = self.find_to_read(caller, operation, sandbox, by).await?;
+        if seat.state() == State::Hibernated {
+            self.wake(caller, &seat, by).await?;
+            return Ok(Sandbox::clone(&seat.row()));
+        }
         self.set_paused(caller, sandbox, by, false).await
     }
 

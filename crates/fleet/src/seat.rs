@@ -14,6 +14,7 @@ use crate::exec::not_running;
 use crate::mount::Mounted;
 use crate::network::WayOut;
 use crate::queue::Ticket;
+use crate::snapshot::Source;
 
 /// Lines of a sandbox's log that are kept.
 const LOG_LINES: usize = 2000;
@@ -40,6 +41,8 @@ pub(crate) struct Seat {
     pub(crate) mounts: Mutex<Option<Vec<Mounted>>>,
     /// Its gateway, while it has a machine and a network.
     pub(crate) way_out: Mutex<Option<WayOut>>,
+    /// What it goes on from when it comes up, where that is another sandbox.
+    pub(crate) source: Mutex<Option<Source>>,
     /// Its place in the queue.
     pub(crate) ticket: Mutex<Option<Ticket>>,
     /// Why it did not come up, for who waits for that.
@@ -69,6 +72,7 @@ impl Seat {
             env: Mutex::default(),
             mounts: Mutex::default(),
             way_out: Mutex::default(),
+            source: Mutex::default(),
             ticket: Mutex::default(),
             failure: Mutex::default(),
             is_live: AtomicBool::new(false),

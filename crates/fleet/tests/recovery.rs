@@ -54,6 +54,7 @@ fn trials() -> Vec<Trial> {
         }),
         trial("a_ready_sandbox_is_found_again", ready),
         trial("a_paused_sandbox_of_a_killed_fleet_is_ended_and_says_why", paused),
+        trial("a_sandbox_on_disk_goes_on_after_a_kill", hibernated),
         trial("detached_tasks_go_on_and_attached_ones_are_interrupted", executing),
         trial("a_command_that_was_accepted_is_not_run_twice", accepted_command),
         trial("what_was_to_stop_is_stopped", || ending("stopping", State::Stopped)),
@@ -122,8 +123,10 @@ fn victim(directory: &Path, point: &str) {
         let death = Arc::new(Death(point.to_owned()));
         // Only a machine of this very process can be paused.
         let supervisor = match point {
-            "paused" => Supervisor::with_engines(images(directory), vec![Box::new(mock())])
-                .with_runtime_directory(directory.join("run")),
+            "paused" | "asleep" | "hibernating" => {
+                Supervisor::with_engines(images(directory), vec![Box::new(mock())])
+                    .with_runtime_directory(directory.join("run"))
+            }
             _ => supervisor(directory),
         };
         let manager = Manager::open_with(config, supervisor, death).await.unwrap();
@@ -147,6 +150,13 @@ fn victim(directory: &Path, point: &str) {
         match point {
             "ready-idle" => die(),
             "paused" => drop(manager.pause(&root(), "box", &by()).await),
+            "asleep" | "hibernating" => {
+                let detached =
+                    api::Exec { detach: true, name: Some("d".into()), ..argv(&["serve"]) };
+                manager.exec(&root(), "box", detached, &by()).await.unwrap();
+                manager.hibernate(&root(), "box", &by()).await.unwrap();
+                die();
+            }
             "working" | "secret" => {
                 let detached =
                     api::Exec { detach: true, name: Some("d".into()), ..argv(&["serve"]) };
@@ -238,6 +248,37 @@ fn paused() {
         assert_eq!(place.machines(), 0);
         let again = manager.start(&root(), "box", true, &by()).await.unwrap();
         assert_eq!(again.state, State::Ready);
+        clear(&place, &manager).await;
+    });
+}
+
+fn hibernated() {
+    let place = Place::new();
+    killed(&place, "asleep");
+    block_on(async {
+        // A machine of a process that is killed is gone; this one is on disk.
+        let supervisor =
+            Supervisor::with_engines(images(place.directory.path()), vec![Box::new(mock())])
+                .with_runtime_directory(place.directory.path().join("run"));
+        let manager = Manager::open(place.config(), supervisor).await.unwrap();
+        let row = manager.get(&root(), "box").await.unwrap();
+        assert_eq!((row.state, row.running), (State::Hibernated, 1));
+        let task = manager.exec(&root(), "box", argv(&["greet"]), &by()).await.unwrap();
+        assert_eq!(task.collect(100).await.unwrap().stdout, "hello\n");
+        let query = api::AttachQuery { stdout_offset: 1, ..Default::default() };
+        let output = manager.attach(&root(), "box", "d", query, &by()).await.unwrap();
+        manager.signal(&root(), "box", "d", 15, &by()).await.unwrap();
+        assert_eq!(output.collect(100).await.unwrap().stdout, "p\n");
+        clear(&place, &manager).await;
+    });
+    let place = Place::new();
+    killed(&place, "hibernating");
+    block_on(async {
+        let manager = open(&place).await;
+        let row = manager.get(&root(), "box").await.unwrap();
+        let reason = row.reason.unwrap_or_default();
+        assert_eq!(row.state, State::Failed);
+        assert!(reason.contains("brought to disk"), "{reason}");
         clear(&place, &manager).await;
     });
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use wire::connection::{Connection, Event, Side, TYPICAL_READ, cancelled};
-use wire::envelope::{SALT, Sealer, TaskDigest, VerifyingKey};
+use wire::envelope::{SALT, Sealer, SigningKey, TaskDigest, VerifyingKey};
 use wire::frame::{MAX_DATA, StreamId};
 use wire::handshake::{Hello, Scanner};
 use wire::op::{AgentOpen, ErrorCode, OpError, Operation};
@@ -272,6 +272,11 @@ impl Shared {
             Ok(error) => error.clone().expect("waited for it"),
             Err(_) => LinkError::Disconnected("the connection was dropped".into()),
         }
+    }
+
+    /// Operations are signed for another sandbox with another key from now on.
+    pub(crate) fn sign_for(&self, sandbox: &str, key: SigningKey) {
+        self.lock().sealer.sign_for(sandbox, key);
     }
 
     /// The sandbox and the key that operations are signed for and with.

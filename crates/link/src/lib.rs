@@ -185,6 +185,24 @@ impl Guest {
         self.ask(&request).await.map(drop)
     }
 
+    /// Makes another sandbox of the one that this was connected with, in a machine that went on from
+    /// where that one stood. Operations are for the new one and signed with its key from then on.
+    ///
+    /// # Errors
+    /// As [`Self::ask`]; whatever it is, the machine must be ended then.
+    pub async fn become_another(&self, sandbox: &str, key: SigningKey) -> Result<(), LinkError> {
+        let request = Become {
+            sandbox: sandbox.to_owned(),
+            key: key_to_hex(&key.verifying_key()),
+            unix_ns: unix_ns(),
+            entropy: entropy()?,
+            hostname: None,
+        };
+        self.ask(&request).await?;
+        self.shared.sign_for(sandbox, key);
+        Ok(())
+    }
+
     /// Round trip of an empty exchange.
     ///
     /// # Errors

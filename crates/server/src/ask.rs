@@ -72,6 +72,7 @@ impl Ask {
             "sandbox" => api::bound::SandboxId::is,
             "process" => api::bound::ProcessId::is,
             "volume" => api::bound::VolumeName::is,
+            "snapshot" => api::bound::SnapshotId::is,
             "service" => api::bound::ServiceName::is,
             _ => api::bound::Id::is,
         };

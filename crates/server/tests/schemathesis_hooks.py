@@ -20,7 +20,7 @@ FIELDS = {"public_key"}
 PATHS = {"path", "paths", "allow_protected"}
 # A name that could be taken for an id is refused, and a pattern of ECMA-262 and of Rust both cannot
 # say that.
-ID = "must not look like a sandbox's id"
+ID = "must not look like a "
 # What the tester takes for an ETag, and is none by the pattern in the document.
 TAG = re.compile(r'"[0-9]{1,20}"|\*')
 
@@ -72,6 +72,10 @@ def before_call(context, case, kwargs):
         settle(body)
     elif label == "PATCH /v1/sandboxes/{sandbox}":
         rules(body)
+    elif label.endswith("/fork"):
+        # Each is a sandbox; a name gets a number, for which a long one has no room.
+        body["count"] = min(body.get("count") or 1, 2)
+        body.pop("name", None)
     elif label == "POST /v1/volumes":
         body["size_bytes"] = 64 << 20
     elif label.startswith("PUT ") and "/secrets/" in label:
@@ -110,7 +114,7 @@ def filter_failure(context, failure, case, response):
     if kind == "RejectedPositiveData":
         tags = [case.headers.get(name) for name in ("If-Match", "If-None-Match")]
         odd = any(tag is not None and not TAG.fullmatch(tag) for tag in tags)
-        return not (code in STATE or field in FIELDS or problem.get("detail") == ID or odd)
+        return not (code in STATE or field in FIELDS or str(problem.get("detail")).startswith(ID) or odd)
     if kind == "ServerError":
         return code not in HOST
     # What was used of a sandbox that is gone, what ran in it and what it changed can be asked for a

@@ -114,6 +114,36 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A saved machine cannot go on here.
+    #[error(
+        "the snapshot cannot be restored here: its {field} is {there:?}, and here it is {here:?}"
+    )]
+    Mismatch {
+        /// What differs.
+        field: String,
+        /// What it was.
+        there: String,
+        /// What it is.
+        here: String,
+    },
+    /// A snapshot is not what was saved.
+    #[error("the snapshot is damaged: {file}: {why}; remove it with `sandforge snapshot rm`")]
+    Damaged {
+        /// Which of its files.
+        file: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file of a snapshot cannot be used.
+    #[error("cannot {action} {}: {source}", .path.display())]
+    SnapshotFile {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Something of this process failed.
     #[error("{0}")]
     Internal(String),
@@ -168,6 +198,9 @@ impl Error {
             | Self::Share(_)
             | Self::CopyOut { .. }
             | Self::Record { .. }
+            | Self::Mismatch { .. }
+            | Self::Damaged { .. }
+            | Self::SnapshotFile { .. }
             | Self::Internal(_) => ErrorKind::Failed,
         }
     }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use wire::op::Shutdown;
 use zeroize::Zeroizing;
 
+use crate::snapshot::Origin;
 use crate::{Error, check_name};
 
 /// A machine that was kept.
@@ -44,6 +45,18 @@ pub struct KeptInfo {
     /// It has volumes that it writes to.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub writes_volumes: bool,
+    /// It has volumes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_volumes: bool,
+    /// Its scratch disk in GiB, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_gb: Option<u32>,
+    /// It has a network.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_network: bool,
+    /// What it was booted from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// The monitor's process; 0 until it has started.
     pub pid: u32,
     /// When it was made, in milliseconds since 1970.
@@ -280,7 +293,7 @@ fn read(directory: &Path) -> Option<Stored> {
     serde_json::from_slice(&text).ok()
 }
 
-fn read_key(directory: &Path) -> Result<SigningKey, Error> {
+pub(crate) fn read_key(directory: &Path) -> Result<SigningKey, Error> {
     let path = directory.join(KEY);
     let bytes = Zeroizing::new(fs::read(&path).map_err(failed("read", &path))?);
     let seed: Zeroizing<[u8; 32]> = Zeroizing::new(

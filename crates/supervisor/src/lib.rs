@@ -16,6 +16,7 @@ mod observe;
 mod prepare;
 mod registries;
 mod sandbox;
+mod snapshot;
 mod volume;
 
 use std::path::PathBuf;
@@ -45,6 +46,9 @@ pub use live::{Live, is_protected_path};
 pub use observe::{Observer, Phase, Step};
 pub use prepare::root_disks;
 pub use sandbox::{Sandbox, Teardown, Timings};
+pub use snapshot::{
+    Afterwards, Check, Cpu, Layer, Manifest, Origin, Restore, Sum, remove_snapshot, snapshot_size,
+};
 pub use volume::{MAX_VOLUMES, Volume, VolumeAccess};
 pub use workspace::{self, Hidden};
 pub use {image, registry, share, wire};
@@ -312,6 +316,7 @@ impl Supervisor {
         let carrier = tokio::net::UnixStream::connect(&socket).await.map_err(|_| busy())?;
         let (streams, operation) = Network::split(network);
         let patience = Duration::from_secs(20);
+        let kept_key = key.clone();
         let guest = Guest::connect(carrier, &info.id, key, patience, streams).await;
         let guest = guest.map_err(|error| match error {
             LinkError::Unanswered(_) => busy(),
@@ -323,7 +328,7 @@ impl Supervisor {
             guest.ask(&operation).await.map_err(Error::Guest)?;
         }
         let timings = Timings { agent_ms: milliseconds(begun.elapsed()), ..Timings::default() };
-        Ok(Sandbox::new(info, None, guest, timings, Some(self.kept.clone())))
+        Ok(Sandbox::new(info, None, guest, timings, Some(self.kept.clone()), kept_key))
     }
 
     /// Ends a kept machine and forgets it.
@@ -355,7 +360,7 @@ impl Plan<'_> {
     pub async fn start(self, observer: &mut dyn Observer) -> Result<Sandbox, Error> {
         let Self { spec, engine, prepared, kept, took: prepared_in } = self;
         let begun = Instant::now();
-        let Prepared { system, image, cpus, defaults, volumes } = prepared;
+        let Prepared { system, image, cpus, defaults, volumes, origin, scratch } = prepared;
         observer.step(Step { phase: Phase::Boot, done: 0, total: None });
         let id = match spec.id {
             Some(id) => id,
@@ -372,6 +377,10 @@ impl Plan<'_> {
             cpus,
             memory_mb: spec.memory_mb,
             writes_volumes: volumes.iter().any(|volume| volume.access == VolumeAccess::Write),
+            has_volumes: !volumes.is_empty(),
+            disk_gb: spec.disk_gb,
+            origin: Some(origin),
+            has_network: spec.network.is_some(),
             pid: 0,
             created_ms: kept::now_ms(),
         };
@@ -402,6 +411,7 @@ impl Plan<'_> {
         // Those who read what it wrote need not wait until this is dropped.
         drop(spec.volumes);
         let first = First { volumes, network: spec.network, defaults };
+        let kept_key = key.clone();
         match take_up(machine.as_mut(), &info, key, record, first).await {
             Ok((guest, answered)) => {
                 let timings = Timings {
@@ -411,7 +421,8 @@ impl Plan<'_> {
                     agent_ms: milliseconds(answered.elapsed()),
                 };
                 let kept = spec.keep.then(|| kept.clone());
-                Ok(Sandbox::new(info, Some(machine), guest, timings, kept))
+                let sandbox = Sandbox::new(info, Some(machine), guest, timings, kept, kept_key);
+                Ok(sandbox.with_scratch(scratch))
             }
             Err(error) => {
                 let _ = machine.kill().await;
@@ -456,6 +467,38 @@ async fn take_up(
     }
     if let Some(defaults) = defaults {
         alive(machine, guest.ask(&defaults)).await?;
+    }
+    Ok((guest, answered))
+}
+
+/// Whom a saved machine's agent takes operations from.
+pub(crate) struct Former {
+    sandbox: String,
+    key: link::SigningKey,
+}
+
+/// From a machine that goes on to a sandbox of its own, and when its agent answered. Before the agent
+/// has said that it is another one, nothing else is asked of it.
+pub(crate) async fn become_another(
+    machine: &mut dyn Machine,
+    info: &KeptInfo,
+    former: Former,
+    key: link::SigningKey,
+    record: Option<kept::Record>,
+    network: Option<Network>,
+) -> Result<(Guest, Instant), Error> {
+    if let Some(record) = record {
+        record.complete(info)?;
+    }
+    let carrier = machine.carrier().map_err(Error::Engine)?;
+    let (streams, operation) = Network::split(network);
+    let Former { sandbox, key: former_key } = former;
+    let connecting = Guest::connect(carrier, &sandbox, former_key, BOOT_PATIENCE, streams);
+    let guest = alive(machine, connecting).await?;
+    let answered = Instant::now();
+    alive(machine, guest.become_another(&info.id, key)).await?;
+    if let Some(operation) = operation {
+        alive(machine, guest.ask(&operation)).await?;
     }
     Ok((guest, answered))
 }

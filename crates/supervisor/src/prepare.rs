@@ -12,6 +12,7 @@ use image::{ImageConfig, ImageError, ImageRef, RootImage, Store};
 use wire::op::{Defaults, MountVolume};
 use wire::text::Text;
 
+use crate::snapshot::Origin;
 use crate::{Error, Observer, Phase, SandboxSpec, Step, Supervisor, volume};
 
 /// Where the root of a sandbox without an image comes from.
@@ -28,6 +29,10 @@ pub(crate) struct Prepared {
     pub(crate) defaults: Option<Defaults>,
     /// How its volumes are mounted.
     pub(crate) volumes: Vec<MountVolume>,
+    /// What it is booted from.
+    pub(crate) origin: Origin,
+    /// Its disk for what it changes.
+    pub(crate) scratch: Option<File>,
 }
 
 /// Prepares a sandbox of this tier.
@@ -61,7 +66,8 @@ fn process(spec: &SandboxSpec) -> Result<Prepared, Error> {
     let agent = agent.map_err(|error| Error::Internal(format!("carry the agent: {error}")))?;
     let system = System::Process { agent };
     let (image, cpus) = (HOST.into(), processors());
-    Ok(Prepared { system, image, cpus, defaults: None, volumes: Vec::new() })
+    let (origin, volumes) = (Origin::of_host(), Vec::new());
+    Ok(Prepared { system, image, cpus, defaults: None, volumes, origin, scratch: None })
 }
 
 fn processors() -> u32 {
@@ -91,7 +97,10 @@ async fn guest(
         Ok((assets, scratch))
     });
     let (assets, scratch): (BootAssets, Option<File>) = rest.await?;
-    let BootAssets { kernel, initramfs, .. } = assets;
+    let BootAssets { kernel, initramfs, kernel_sha256, .. } = assets;
+    let origin = Origin::of_machine(kernel_sha256, &root);
+    let same = scratch.as_ref().map(File::try_clone).transpose();
+    let same = same.map_err(|error| Error::Internal(format!("open a disk: {error}")))?;
     let disks = root_disks(root.layers).map_err(|error| Error::Internal(error.to_string()))?;
     let mut disks = match scratch {
         Some(scratch) => disks.with_scratch(scratch),
@@ -105,7 +114,8 @@ async fn guest(
     }
     let system = System::Guest(Guest { kernel, initramfs, disks });
     let cpus = spec.cpus.unwrap_or_else(default_cpus);
-    Ok(Prepared { system, image: root.name, cpus, defaults, volumes })
+    let image = root.name;
+    Ok(Prepared { system, image, cpus, defaults, volumes, origin, scratch: same })
 }
 
 /// The image, from its registry where it is not here.

@@ -1,15 +1,16 @@
 //! A sandbox that runs.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use engine::{EngineError, Isolation, Machine, Stats};
+use engine::{EngineError, Isolation, Machine, Snapshot, Stats};
 use launch::Usage;
-use link::Guest;
+use link::{Guest, SigningKey};
 use serde::Serialize;
 use share::Confined;
 use workspace::{About, Collected, Fetched, Hidden, OutsideLinks};
@@ -52,10 +53,21 @@ pub struct Sandbox {
     timings: Timings,
     /// Where it is on record, if it is kept.
     kept: Option<Shelf>,
+    /// What its operations are signed with.
+    key: SigningKey,
+    /// Its disk for what it changes, where this process has it.
+    scratch: Option<File>,
     /// What was sent to be reviewed, by the guest's path.
     sent: Mutex<BTreeMap<String, Arc<Sent>>>,
     /// Directories that are shared live, by the guest's path.
     live: Mutex<BTreeMap<String, Live>>,
+}
+
+/// What a snapshot is made of beside the machine.
+pub(crate) struct Parts<'a> {
+    pub(crate) info: &'a KeptInfo,
+    pub(crate) key: &'a SigningKey,
+    pub(crate) scratch: Option<&'a File>,
 }
 
 impl Sandbox {
@@ -65,8 +77,24 @@ impl Sandbox {
         guest: Guest,
         timings: Timings,
         kept: Option<Shelf>,
+        key: SigningKey,
     ) -> Self {
-        Self { info, machine, guest, timings, kept, sent: Mutex::default(), live: Mutex::default() }
+        let (sent, live) = (Mutex::default(), Mutex::default());
+        Self { info, machine, guest, timings, kept, key, scratch: None, sent, live }
+    }
+
+    pub(crate) fn with_scratch(self, scratch: Option<File>) -> Self {
+        Self { scratch, ..self }
+    }
+
+    pub(crate) fn parts(&self) -> Parts<'_> {
+        let Self { info, key, scratch, .. } = self;
+        Parts { info, key, scratch: scratch.as_ref() }
+    }
+
+    /// Writes what is in its machine, which is paused.
+    pub(crate) async fn save(&mut self, into: &Snapshot) -> Result<(), Error> {
+        self.machine()?.save(into).await.map_err(Error::Engine)
     }
 
     /// Its id, which every operation's signature covers.
@@ -146,7 +174,9 @@ impl Sandbox {
     fn machine(&mut self) -> Result<&mut Box<dyn Machine>, Error> {
         self.machine.as_mut().ok_or_else(|| {
             Error::Engine(EngineError::Unsupported(
-                "this machine was taken up again, and only who started it can pause it".into(),
+                "another process started this machine, and that alone can stop or save it; start \
+                 the sandbox anew under `sandforge serve`, which keeps the machines that it starts"
+                    .into(),
             ))
         })
     }

@@ -111,6 +111,11 @@ pub struct Sealer {
 }
 
 impl Sealer {
+    /// Signs for another sandbox with another key from now on. The numbers go on.
+    pub fn sign_for(&mut self, sandbox: impl Into<String>, key: SigningKey) {
+        (self.sandbox, self.key) = (sandbox.into(), key);
+    }
+
     /// Signs for this sandbox with this key, from the sequence number above `last` on.
     pub fn new(key: SigningKey, sandbox: impl Into<String>, last: u64) -> Self {
         Self { key, sandbox: sandbox.into(), sequence: last }
@@ -207,6 +212,19 @@ impl Opener {
         self.whose = Whose::Sandbox { key: Box::new(key), id: sandbox.into() };
     }
 
+    /// The same as [`Self::new`], where operations up to the number `last` were accepted before.
+    pub fn resumed(key: VerifyingKey, sandbox: impl Into<String>, last: u64) -> Self {
+        Self { sequence: last, ..Self::new(key, sandbox) }
+    }
+
+    /// Whose operations are accepted, and for which sandbox, where there is one.
+    pub fn identity(&self) -> Option<(&VerifyingKey, &str)> {
+        match &self.whose {
+            Whose::Sandbox { key, id } => Some((key, id)),
+            Whose::Nobodys | Whose::Becoming => None,
+        }
+    }
+
     /// The last sequence number that was accepted.
     pub fn sequence(&self) -> u64 {
         self.sequence
@@ -292,8 +310,12 @@ impl Opener {
             return refuse(ErrorCode::Expired, "the operation came after its expiry");
         }
         if parsed.op == Become::NAME {
-            if !matches!(self.whose, Whose::Nobodys) {
-                return refuse(ErrorCode::Exists, "this machine is a sandbox's already");
+            // Who has the key may make another sandbox of this one, with another key.
+            if let Whose::Sandbox { key, .. } = &self.whose {
+                let request: Become = serde_json::from_slice(payload).map_err(invalid)?;
+                if key_from_hex(&request.key).is_none_or(|brought| brought == **key) {
+                    return refuse(ErrorCode::Exists, "this machine is that sandbox's already");
+                }
             }
             self.whose = Whose::Becoming;
         }
@@ -345,6 +367,39 @@ mod tests {
 
     fn refusal(opener: &mut Opener, bytes: &[u8], now: u64) -> ErrorCode {
         opener.open(bytes, now).unwrap_err().code
+    }
+
+    fn becoming(key: &SigningKey) -> Become {
+        Become {
+            sandbox: "sb-2".into(),
+            key: key_to_hex(&key.verifying_key()),
+            unix_ns: 0,
+            entropy: crate::text::Secret::new(vec![b'a'; 64]).unwrap(),
+            hostname: None,
+        }
+    }
+
+    #[test]
+    fn who_has_the_key_makes_another_sandbox_of_one_and_nobody_else_does() {
+        let (mut sealer, mut opener) = pair();
+        let other = SigningKey::from_bytes(&[43; 32]);
+        let mut stranger = Sealer::new(other.clone(), "sb-1", 0);
+        let (bytes, _) = stranger.seal(&becoming(&other), 1000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::BadSignature);
+        let same = becoming(&SigningKey::from_bytes(&[42; 32]));
+        let (bytes, _) = sealer.seal(&same, 1000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &bytes, 0), ErrorCode::Exists);
+
+        let (bytes, _) = sealer.seal(&becoming(&other), 1000, &SALT_BYTES).unwrap();
+        assert_eq!(opener.open(&bytes, 0).unwrap().op, Become::NAME);
+        // Until it is done, nothing is taken.
+        let (next, _) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+        assert_eq!(refusal(&mut opener, &next, 0), ErrorCode::NotReady);
+        opener.take_identity(other.verifying_key(), "sb-2");
+        assert_eq!(refusal(&mut opener, &next, 0), ErrorCode::BadSignature);
+        sealer.sign_for("sb-2", other);
+        let (bytes, _) = sealer.seal(&signal(), 1000, &SALT_BYTES).unwrap();
+        assert!(opener.open(&bytes, 0).is_ok());
     }
 
     #[test]

@@ -674,6 +674,10 @@ pub struct Reseed {
 /// Makes a sandbox of a machine that went on from a template. Such a machine is nobody's: its agent
 /// takes this operation, once, and before it no other.
 ///
+/// It also makes another sandbox of a machine that went on from where a sandbox stood. Then it is
+/// signed for that one and with its key, which proves that it comes from its owner; its network, if
+/// it has one, is to be given anew before anything is run.
+///
 /// It is signed with the key that it brings, which proves that whoever sent it has that key, and is
 /// for the sandbox that it names. In one step the clock is set, the random number generator is fed,
 /// and the machine gets ids of its own; only then is the identity taken, and only then is it

@@ -92,6 +92,8 @@ pub(crate) struct Server {
     sandbox: Sandbox,
     /// Once the host gave the sandbox one.
     network: Option<Network>,
+    /// The network is another sandbox's, which this one was: nothing is run until it has its own.
+    lacks_network: bool,
     /// Directories of the host.
     shares: Shares,
     volumes: Volumes,
@@ -138,6 +140,7 @@ impl Server {
             opener,
             sandbox,
             network: None,
+            lacks_network: false,
             shares,
             volumes: Volumes::default(),
             is_settled: false,

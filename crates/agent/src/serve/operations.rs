@@ -59,6 +59,10 @@ impl Server {
                 "the guest has no fresh time and randomness yet: send clock and reseed first",
             )),
             Network::NAME => self.network(&parse(payload)?),
+            _ if self.lacks_network => Err(OpError::new(
+                ErrorCode::NotReady,
+                "the network is that of the sandbox that this one was: send network first",
+            )),
             Defaults::NAME => self.take_defaults(parse(payload)?),
             MountVolume::NAME => {
                 self.volumes.mount(&parse(payload)?, &mut self.sandbox)?;
@@ -99,6 +103,14 @@ impl Server {
         self.sandbox.take_machine_id()?;
         let key = key_from_hex(&request.key)
             .ok_or_else(|| OpError::new(ErrorCode::Invalid, "the key that it brings is none"))?;
+        // What it has of a sandbox that it was: streams and directories of that one's host, and the
+        // placeholders of its credentials.
+        self.shares.end_all(&mut self.sandbox);
+        if let Some(network) = &mut self.network {
+            network.lose_host();
+            self.lacks_network = true;
+        }
+        self.variables.clear();
         self.opener.take_identity(key, request.sandbox);
         (self.has_clock, self.has_entropy) = (true, true);
         done()
@@ -157,6 +169,7 @@ impl Server {
         }
         self.sandbox.settle_network()?;
         self.is_settled = true;
+        self.lacks_network = false;
         let variables = env.iter().chain(&request.env);
         self.variables = variables.map(|(name, value)| (name.clone(), secret(value))).collect();
         Ok(Answer::Reply(value(&NetworkReply { env })))

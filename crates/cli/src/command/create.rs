@@ -26,6 +26,7 @@ Examples:
   sandforge create --ttl 2h --on-timeout stop         stopped after two hours, its record stays
   sandforge create -v data:/data                     with a volume: sandforge volume create data
   sandforge create --idle 10m --on-idle delete        gone when nothing ran in it for ten minutes
+  sandforge create --idle 10m --on-idle hibernate     on disk then, and back with the next command
 
 Its name is printed; with --json, all of it.")]
 pub(crate) struct CreateArgs {
@@ -90,7 +91,7 @@ pub(crate) struct SpecArgs {
 
     /// What follows when it was idle for so long
     #[arg(long, value_name = "WHAT", value_enum, default_value = "stop", requires = "idle")]
-    on_idle: End,
+    on_idle: Idle,
 
     /// To find it by
     #[arg(long, value_name = "KEY=VALUE")]
@@ -117,6 +118,19 @@ enum End {
     Stop,
     /// It gets a new machine
     Restart,
+    /// All of it goes
+    Delete,
+}
+
+/// What becomes of a sandbox in which nothing runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Idle {
+    /// Its machine goes, its record stays
+    Stop,
+    /// It gets a new machine
+    Restart,
+    /// Its machine goes to disk, and goes on from there with the next request
+    Hibernate,
     /// All of it goes
     Delete,
 }
@@ -160,9 +174,10 @@ impl SpecArgs {
                 .map(|idle| units::whole_seconds("--idle", idle))
                 .transpose()?,
             on_idle: match self.on_idle {
-                End::Stop => WhenIdle::Stop,
-                End::Restart => WhenIdle::Restart,
-                End::Delete => WhenIdle::Delete,
+                Idle::Stop => WhenIdle::Stop,
+                Idle::Restart => WhenIdle::Restart,
+                Idle::Hibernate => WhenIdle::Hibernate,
+                Idle::Delete => WhenIdle::Delete,
             },
             env,
             mounts,

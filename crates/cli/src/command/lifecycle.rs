@@ -1,4 +1,4 @@
-//! `sandforge stop`, `start`, `pause` and `resume`.
+//! `sandforge stop`, `start`, `pause`, `resume` and `hibernate`.
 
 use clap::Args;
 use client::Client;
@@ -26,6 +26,7 @@ pub(crate) enum Step {
     Start,
     Pause,
     Resume,
+    Hibernate,
 }
 
 impl Step {
@@ -35,6 +36,7 @@ impl Step {
             Self::Start => client.start_sandbox(name).await,
             Self::Pause => client.pause_sandbox(name).await,
             Self::Resume => client.resume_sandbox(name).await,
+            Self::Hibernate => client.hibernate_sandbox(name).await,
         }
     }
 }

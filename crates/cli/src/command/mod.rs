@@ -23,6 +23,7 @@ pub(crate) mod remove;
 pub(crate) mod run;
 pub(crate) mod secret;
 pub(crate) mod serve;
+pub(crate) mod snapshot;
 pub(crate) mod stats;
 pub(crate) mod token;
 pub(crate) mod version;
@@ -74,6 +75,10 @@ pub(crate) fn run(arguments: Arguments, begun: Instant) -> ExitCode {
         Command::Start(args) => args.run(Step::Start),
         Command::Pause(args) => args.run(Step::Pause),
         Command::Resume(args) => args.run(Step::Resume),
+        Command::Hibernate(args) => args.run(Step::Hibernate),
+        Command::Snapshot(args) => args.run(),
+        Command::Restore(args) => args.run(),
+        Command::Fork(args) => args.run(),
         Command::Rm(args) => args.run(),
         Command::Stats(args) => args.run(),
         Command::Events(args) => args.run(),

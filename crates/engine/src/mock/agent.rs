@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use wire::connection::{Connection, Event, Side};
-use wire::envelope::{Opener, key_from_hex};
+use wire::envelope::{Opener, key_from_hex, key_to_hex};
 use wire::frame::{MAX_DATA, StreamId};
 use wire::handshake::{Hello, Scanner, knock};
 use wire::op::{
@@ -28,8 +28,40 @@ pub(super) struct Agent {
     opener: Opener,
     processes: BTreeMap<String, Process>,
     paused: watch::Receiver<bool>,
+    saves: mpsc::UnboundedReceiver<oneshot::Sender<Vec<u8>>>,
     is_stopped: bool,
     begun: Instant,
+}
+
+/// What an agent's memory comes to in a file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Memory {
+    /// The key and the id of its sandbox, where it has become one.
+    identity: Option<(String, String)>,
+    sequence: u64,
+    processes: BTreeMap<String, SavedProcess>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedProcess {
+    age_ms: u64,
+    /// In how many milliseconds something happens to it by itself, and what.
+    due: Option<(u64, Outcome)>,
+    ends_with_input: bool,
+    end: Option<Outcome>,
+    stdout: (u64, Vec<u8>),
+    stderr: (u64, Vec<u8>),
+}
+
+/// What a machine says to its agent beside the carrier.
+#[derive(Debug)]
+pub(super) struct Switches {
+    /// Set to true, it stops the agent until it is set to false.
+    pub(super) paused: watch::Sender<bool>,
+    /// Asks for its memory.
+    pub(super) saves: mpsc::UnboundedSender<oneshot::Sender<Vec<u8>>>,
 }
 
 struct Process {
@@ -119,16 +151,79 @@ impl Agent {
             opener,
             processes: BTreeMap::new(),
             paused: watch::channel(false).1,
+            saves: mpsc::unbounded_channel().1,
             is_stopped: false,
             begun: Instant::now(),
         }
     }
 
-    /// Set to true, it stops this agent until it is set to false.
-    pub(super) fn pause_switch(&mut self) -> watch::Sender<bool> {
-        let (sender, receiver) = watch::channel(false);
-        self.paused = receiver;
-        sender
+    /// One that goes on from what another's memory held; `None` where that is no such memory.
+    pub(super) fn from_memory(mock: Mock, memory: &[u8]) -> Option<Self> {
+        let memory: Memory = serde_json::from_slice(memory).ok()?;
+        let opener = match memory.identity {
+            Some((key, id)) => Opener::resumed(key_from_hex(&key)?, id, memory.sequence),
+            None => Opener::of_template(),
+        };
+        let mut agent = Self::new(mock, opener);
+        let now = Instant::now();
+        let log = |(forgotten, bytes): (u64, Vec<u8>)| Log { bytes: bytes.into(), forgotten };
+        let process = |saved: SavedProcess| Process {
+            detached: true,
+            begun: now.checked_sub(Duration::from_millis(saved.age_ms)).unwrap_or(now),
+            due: saved.due.map(|(in_ms, outcome)| (now + Duration::from_millis(in_ms), outcome)),
+            ends_with_input: saved.ends_with_input,
+            end: saved.end,
+            stdout: log(saved.stdout),
+            stderr: log(saved.stderr),
+        };
+        agent.processes =
+            memory.processes.into_iter().map(|(name, saved)| (name, process(saved))).collect();
+        Some(agent)
+    }
+
+    fn memory(&self) -> Vec<u8> {
+        let now = Instant::now();
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let log = |log: &Log| (log.forgotten, log.bytes.iter().copied().collect());
+        // Those of a connection end with it, and no connection is saved.
+        let detached = self.processes.iter().filter(|(_, process)| process.detached);
+        let saved = |(name, process): (&String, &Process)| {
+            let due = process.due.as_ref();
+            let saved = SavedProcess {
+                age_ms: ms(process.begun.elapsed()),
+                due: due.map(|(at, outcome)| (ms(at.duration_since(now)), outcome.clone())),
+                ends_with_input: process.ends_with_input,
+                end: process.end.clone(),
+                stdout: log(&process.stdout),
+                stderr: log(&process.stderr),
+            };
+            (name.clone(), saved)
+        };
+        json(&Memory {
+            identity: self.opener.identity().map(|(key, id)| (key_to_hex(key), id.to_owned())),
+            sequence: self.opener.sequence(),
+            processes: detached.map(saved).collect(),
+        })
+    }
+
+    /// What stops it, and what asks for its memory.
+    pub(super) fn switches(&mut self) -> Switches {
+        let (paused, is_paused) = watch::channel(false);
+        let (saves, asked) = mpsc::unbounded_channel();
+        (self.paused, self.saves) = (is_paused, asked);
+        Switches { paused, saves }
+    }
+
+    /// Waits until it may go on, and gives its memory to who asks for that meanwhile.
+    async fn until_resumed(&mut self) {
+        let mut paused = self.paused.clone();
+        loop {
+            tokio::select! {
+                // Without its switch it goes on.
+                _ = paused.wait_for(|paused| !paused) => return,
+                Some(reply) = self.saves.recv() => drop(reply.send(self.memory())),
+            }
+        }
     }
 
     /// Serves one peer after another; the newest counts.
@@ -137,9 +232,15 @@ impl Agent {
         while !self.is_stopped {
             let peer = match next.take() {
                 Some(peer) => peer,
-                None => match listener.accept().await {
-                    Ok((peer, _)) => peer,
-                    Err(_) => return,
+                None => tokio::select! {
+                    accepted = listener.accept() => match accepted {
+                        Ok((peer, _)) => peer,
+                        Err(_) => return,
+                    },
+                    Some(reply) = self.saves.recv() => {
+                        drop(reply.send(self.memory()));
+                        continue;
+                    }
                 },
             };
             tokio::select! {
@@ -176,9 +277,7 @@ impl Agent {
             return;
         }
         loop {
-            let mut paused = self.paused.clone();
-            // Without its switch it goes on.
-            let _ = paused.wait_for(|paused| !paused).await;
+            self.until_resumed().await;
             while let Some(event) = session.connection.poll_event() {
                 self.handle(&mut session, event);
             }
@@ -195,6 +294,10 @@ impl Agent {
             let count = tokio::select! {
                 count = carrier.read(&mut bytes) => count,
                 () = tokio::time::sleep_until(wake) => continue,
+                Some(reply) = self.saves.recv() => {
+                    drop(reply.send(self.memory()));
+                    continue;
+                }
             };
             let Ok(count @ 1..) = count else { return };
             if session.connection.receive(&bytes[..count]).is_err() {

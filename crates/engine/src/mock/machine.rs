@@ -1,6 +1,7 @@
 //! Where the mock's guests live.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
 use std::os::unix::net::UnixListener as StdListener;
 use std::process::Stdio;
 
@@ -8,14 +9,14 @@ use async_trait::async_trait;
 use tokio::io::DuplexStream;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use wire::connection::WINDOW;
 
 use super::Host;
-use super::agent::Agent;
+use super::agent::{Agent, Switches};
 use crate::attach::Attached;
-use crate::{Carrier, EngineError, Machine, Stats};
+use crate::{Carrier, EngineError, Machine, Snapshot, Stats};
 
 fn taken() -> EngineError {
     EngineError::Ended("its carrier was taken already".into())
@@ -26,7 +27,7 @@ fn taken() -> EngineError {
 pub(super) struct LocalMachine {
     carrier: Option<LocalCarrier>,
     task: JoinHandle<()>,
-    paused: watch::Sender<bool>,
+    switches: Switches,
     owned: bool,
 }
 
@@ -39,19 +40,19 @@ enum LocalCarrier {
 impl LocalMachine {
     pub(super) fn owned(mut agent: Agent) -> Self {
         let (host, guest) = tokio::io::duplex(WINDOW);
-        let paused = agent.pause_switch();
+        let switches = agent.switches();
         let task = tokio::spawn(async move { agent.serve(guest).await });
-        Self { carrier: Some(LocalCarrier::Pair(host)), task, paused, owned: true }
+        Self { carrier: Some(LocalCarrier::Pair(host)), task, switches, owned: true }
     }
 
     pub(super) async fn listening(mut agent: Agent, attached: Attached) -> io::Result<Self> {
         let listener = StdListener::from(attached.monitor_end);
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
-        let paused = agent.pause_switch();
+        let switches = agent.switches();
         let task = tokio::spawn(async move { agent.listen(&listener).await });
         let carrier = attached.host_end.connect().await?;
-        Ok(Self { carrier: Some(LocalCarrier::Socket(carrier)), task, paused, owned: false })
+        Ok(Self { carrier: Some(LocalCarrier::Socket(carrier)), task, switches, owned: false })
     }
 }
 
@@ -74,13 +75,26 @@ impl Machine for LocalMachine {
     }
 
     async fn pause(&mut self) -> Result<(), EngineError> {
-        self.paused.send_replace(true);
+        self.switches.paused.send_replace(true);
         Ok(())
     }
 
     async fn resume(&mut self) -> Result<(), EngineError> {
-        self.paused.send_replace(false);
+        self.switches.paused.send_replace(false);
         Ok(())
+    }
+
+    async fn save(&mut self, into: &Snapshot) -> Result<(), EngineError> {
+        if !*self.switches.paused.borrow() {
+            return Err(EngineError::Save("it is not paused".into()));
+        }
+        let gone = || EngineError::Ended("the mock was told to stop".into());
+        let (reply, memory) = oneshot::channel();
+        self.switches.saves.send(reply).map_err(|_| gone())?;
+        let memory = memory.await.map_err(|_| gone())?;
+        let failed = |error: io::Error| EngineError::Save(error.to_string());
+        rewrite(&into.memory, &memory).map_err(failed)?;
+        rewrite(&into.state, STATE).map_err(failed)
     }
 
     async fn ended(&mut self) -> String {
@@ -92,6 +106,15 @@ impl Machine for LocalMachine {
         self.task.abort();
         Ok(())
     }
+}
+
+/// What a mock's machine has beside its memory.
+pub(super) const STATE: &[u8] = b"mock";
+
+fn rewrite(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(bytes)
 }
 
 impl Drop for LocalMachine {

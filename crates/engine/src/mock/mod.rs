@@ -13,7 +13,8 @@ mod agent;
 mod machine;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ use machine::{HostedMachine, LocalMachine};
 use crate::attach::Attached;
 use crate::{
     Attachment, BootSpec, Capabilities, EngineError, Isolation, Machine, Preflight, SandboxBackend,
-    Unavailable,
+    System, Unavailable,
 };
 
 /// What a command of the mock does.
@@ -110,6 +111,7 @@ pub struct Mock {
     script: BTreeMap<Vec<Vec<u8>>, Reply>,
     unavailable: Option<Unavailable>,
     boot_takes: Duration,
+    no_snapshots: bool,
     host: Option<Host>,
     commands: Arc<Mutex<VecDeque<Vec<String>>>>,
 }
@@ -141,6 +143,13 @@ impl Mock {
     #[must_use]
     pub fn boot_takes(mut self, time: Duration) -> Self {
         self.boot_takes = time;
+        self
+    }
+
+    /// Its machines cannot be saved.
+    #[must_use]
+    pub fn without_snapshots(mut self) -> Self {
+        self.no_snapshots = true;
         self
     }
 
@@ -204,7 +213,8 @@ impl SandboxBackend for Mock {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { pause: self.host.is_none(), max_cpus: 1, ..Capabilities::default() }
+        let pause = self.host.is_none();
+        Capabilities { pause, snapshot: pause && !self.no_snapshots, fork: false, max_cpus: 1 }
     }
 
     async fn preflight(&self) -> Result<Preflight, Unavailable> {
@@ -223,6 +233,17 @@ impl SandboxBackend for Mock {
         tokio::time::sleep(self.boot_takes).await;
         let failed =
             |step| move |error: io::Error| EngineError::Boot { step, reason: error.to_string() };
+        if let System::Saved(saved) = &spec.system {
+            let memory = whole(&saved.snapshot.memory).map_err(failed("read what was saved"))?;
+            let state = whole(&saved.snapshot.state).map_err(failed("read what was saved"))?;
+            let agent =
+                (state == machine::STATE).then(|| Agent::from_memory(self.clone(), &memory));
+            let agent = agent.flatten().ok_or_else(|| EngineError::Boot {
+                step: "read what was saved",
+                reason: "it is no snapshot of the mock's".into(),
+            })?;
+            return self.start(agent, &spec.attachment).await;
+        }
         let hex = spec
             .agent_arguments
             .iter()
@@ -239,21 +260,45 @@ impl SandboxBackend for Mock {
                 });
             }
         };
-        if let Attachment::Owned = spec.attachment {
-            let agent = Agent::new(self.clone(), opener);
-            return Ok(Box::new(LocalMachine::owned(agent)));
-        }
-        let attached = Attached::new(&spec.attachment).map_err(failed("make the carrier"))?;
         match &self.host {
-            Some(host) => {
+            Some(host) if spec.attachment != Attachment::Owned => {
+                let attached =
+                    Attached::new(&spec.attachment).map_err(failed("make the carrier"))?;
                 let machine = HostedMachine::start(host, &spec.sandbox, hex, attached).await;
                 Ok(Box::new(machine.map_err(failed("start the guest"))?))
             }
-            None => {
+            _ => {
                 let agent = Agent::new(self.clone(), opener);
-                let machine = LocalMachine::listening(agent, attached).await;
-                Ok(Box::new(machine.map_err(failed("reach the carrier"))?))
+                self.start(agent, &spec.attachment).await
             }
         }
     }
+}
+
+impl Mock {
+    /// A machine in this process.
+    async fn start(
+        &self,
+        agent: Agent,
+        attachment: &Attachment,
+    ) -> Result<Box<dyn Machine>, EngineError> {
+        let failed =
+            |step| move |error: io::Error| EngineError::Boot { step, reason: error.to_string() };
+        if *attachment == Attachment::Owned {
+            return Ok(Box::new(LocalMachine::owned(agent)));
+        }
+        let attached = Attached::new(attachment).map_err(failed("make the carrier"))?;
+        let machine = LocalMachine::listening(agent, attached).await;
+        Ok(Box::new(machine.map_err(failed("reach the carrier"))?))
+    }
+}
+
+/// Most bytes of a mock's memory.
+const MOST_MEMORY: u64 = 64 << 20;
+
+fn whole(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.take(MOST_MEMORY).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -8,6 +8,7 @@ mod file;
 mod policy;
 mod sandbox;
 mod secret;
+mod snapshot;
 mod system;
 mod token;
 mod volume;
@@ -80,6 +81,13 @@ handlers! {
     "diff_changes" => changes::diff,
     "apply_changes" => changes::apply,
     "discard_changes" => changes::discard,
+    "hibernate_sandbox" => sandbox::hibernate,
+    "create_snapshot" => snapshot::create,
+    "fork_sandbox" => snapshot::fork,
+    "list_snapshots" => snapshot::list,
+    "get_snapshot" => snapshot::get,
+    "remove_snapshot" => snapshot::remove,
+    "restore_snapshot" => snapshot::restore,
     "create_volume" => volume::create,
     "list_volumes" => volume::list,
     "get_volume" => volume::get,

@@ -112,6 +112,14 @@ pub(super) async fn resume(ask: Ask) -> Answer {
     .await
 }
 
+pub(super) async fn hibernate(ask: Ask) -> Answer {
+    let name = ask.sandbox()?.to_owned();
+    ask.once(move |ask| async move {
+        moved(ask.app.manager.hibernate(&ask.caller, &name, &ask.provenance).await?)
+    })
+    .await
+}
+
 fn moved(sandbox: Sandbox) -> Result<(StatusCode, Option<String>, Sandbox), fleet::Error> {
     Ok((StatusCode::OK, Some(sandbox.etag()), sandbox))
 }
