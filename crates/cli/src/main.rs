@@ -47,10 +47,16 @@ static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 /// Makes this program the confined launcher of a monitor. Not for people.
 const LAUNCH: &str = "__launch";
 
+/// Makes this program the maker of a template. Not for people.
+const TEMPLATE: &str = "__template";
+
 fn main() -> ExitCode {
     // Before anything else: the launcher must not have started a thread.
     if args_os().nth(1).is_some_and(|first| first == LAUNCH) {
         return supervisor::qemu_monitor::main();
+    }
+    if args_os().nth(1).is_some_and(|first| first == TEMPLATE) {
+        return command::template::run();
     }
     hygiene::close();
     let begun = Instant::now();

@@ -12,6 +12,7 @@ mod memory;
 pub mod monitor;
 mod qmp;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -55,6 +56,21 @@ impl SandboxBackend for Qemu {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities { pause: true, snapshot: true, fork: false, max_cpus: 32 }
+    }
+
+    /// The program, without asking it: another one has another time, size or inode.
+    fn snapshot_basis(&self) -> Option<String> {
+        let program = program().ok()?.canonicalize().ok()?;
+        let metadata = program.metadata().ok()?;
+        Some(format!(
+            "{} {} {} {} {}.{}",
+            program.display(),
+            metadata.dev(),
+            metadata.ino(),
+            metadata.size(),
+            metadata.mtime(),
+            metadata.mtime_nsec()
+        ))
     }
 
     /// Runs the emulator in its jail for its version, which proves that both are there and

@@ -90,6 +90,19 @@ impl Disks {
         name
     }
 
+    /// Other handles of the same files.
+    ///
+    /// # Errors
+    /// Where there are no descriptors to be had.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let disks = self.disks.iter().map(|disk| {
+            let files = disk.files.iter().map(File::try_clone).collect::<io::Result<_>>()?;
+            Ok(Disk { name: disk.name.clone(), files, writable: disk.writable })
+        });
+        let disks = disks.collect::<io::Result<_>>()?;
+        Ok(Self { disks, words: self.words.clone(), volumes: self.volumes })
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.disks.len()

@@ -258,6 +258,12 @@ pub trait SandboxBackend: fmt::Debug + Send + Sync {
     /// What it can do beyond booting.
     fn capabilities(&self) -> Capabilities;
 
+    /// What snapshots of its machines depend on beside the machines: the monitor that reads them
+    /// again, told so that another one is noticed. `None` where snapshots are of no use later.
+    fn snapshot_basis(&self) -> Option<String> {
+        None
+    }
+
     /// What its sandboxes do not protect from on this host, to be said each time that one is
     /// started. `None` for engines whose machines are a boundary.
     fn caveat(&self) -> Option<String> {

@@ -17,13 +17,14 @@ mod prepare;
 mod registries;
 mod sandbox;
 mod snapshot;
+mod template;
 mod volume;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Attachment, BootSpec, Machine};
+use engine::{Attachment, BootSpec, Machine, System};
 use engine_kvm::Kvm;
 use engine_process::Process as ProcessEngine;
 use engine_qemu::Qemu;
@@ -31,6 +32,7 @@ use engine_qemu::Qemu;
 use kept::Shelf;
 use prepare::Prepared;
 use registries::Registries;
+use template::{Found, Template, Templates};
 
 pub use copy::{CopyIn, CopyOut, CopySummary};
 pub use doctor::{Doctor, EngineReport, Finding, Verdict};
@@ -49,6 +51,7 @@ pub use sandbox::{Sandbox, Teardown, Timings};
 pub use snapshot::{
     Afterwards, Check, Cpu, Layer, Manifest, Origin, Restore, Sum, remove_snapshot, snapshot_size,
 };
+pub use template::TemplateOrder;
 pub use volume::{MAX_VOLUMES, Volume, VolumeAccess};
 pub use workspace::{self, Hidden};
 pub use {image, registry, share, wire};
@@ -56,6 +59,9 @@ pub use {image, registry, share, wire};
 /// How long a guest may take until its agent answers: an emulated one on a machine where
 /// twenty others want the same processor.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long one may take that goes on from a template; after that, a kernel boots.
+const TEMPLATE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Least guest memory in MiB: kernel, agent and one small process.
 pub const LEAST_MEMORY_MB: u32 = 128;
@@ -141,6 +147,8 @@ pub struct Supervisor {
     engines: Vec<Box<dyn SandboxBackend>>,
     kept: Shelf,
     registries: Registries,
+    /// Where sandboxes go on from, if they may.
+    templates: Option<Templates>,
 }
 
 /// A sandbox whose engine is chosen and whose files are there.
@@ -150,6 +158,7 @@ pub struct Plan<'a> {
     engine: &'a dyn SandboxBackend,
     prepared: Prepared,
     kept: &'a Shelf,
+    store: &'a image::Store,
     took: Duration,
 }
 
@@ -175,7 +184,17 @@ impl Supervisor {
 
     /// One with these engines, strongest first: for tests with [`engine::mock::Mock`].
     pub fn with_engines(store: image::Store, engines: Vec<Box<dyn SandboxBackend>>) -> Self {
-        Self { store, engines, kept: Shelf::of_user(), registries: Registries::default() }
+        let (kept, registries) = (Shelf::of_user(), Registries::default());
+        Self { store, engines, kept, registries, templates: None }
+    }
+
+    /// Sandboxes that can go on from templates; where there is none, they boot, and `maker` is
+    /// started when they have gone. Its program has to call [`Self::make_template`], with its last
+    /// argument as the order, at a low priority.
+    #[must_use]
+    pub fn with_templates(mut self, maker: Launcher) -> Self {
+        self.templates = Some(Templates::below(self.store.directory(), maker));
+        self
     }
 
     /// Keeps machines in this directory, and not in the user's runtime directory. Its path must
@@ -268,11 +287,12 @@ impl Supervisor {
         let engine =
             choice::choose(&self.engines, spec.engine.as_deref(), spec.min_isolation, observer)
                 .await?;
-        let prepared = prepare::prepare(self, engine.isolation(), &spec, observer).await?;
+        let prepared = prepare::prepare(self, engine, &spec, observer).await?;
         if let Some(caveat) = engine.caveat() {
             observer.notice(&format!("isolation: {}: {caveat}", engine.isolation()));
         }
-        Ok(Plan { spec, engine, prepared, kept: &self.kept, took: begun.elapsed() })
+        let (kept, store) = (&self.kept, &self.store);
+        Ok(Plan { spec, engine, prepared, kept, store, took: begun.elapsed() })
     }
 
     /// The machines that `keep` left running, by name.
@@ -358,16 +378,17 @@ impl Plan<'_> {
     /// # Errors
     /// `Error`; no machine, file or socket is left behind then.
     pub async fn start(self, observer: &mut dyn Observer) -> Result<Sandbox, Error> {
-        let Self { spec, engine, prepared, kept, took: prepared_in } = self;
+        let Self { spec, engine, prepared, kept, store, took: prepared_in } = self;
         let begun = Instant::now();
-        let Prepared { system, image, cpus, defaults, volumes, origin, scratch } = prepared;
+        let Prepared { system, image, cpus, defaults, volumes, origin, scratch, template } =
+            prepared;
         observer.step(Step { phase: Phase::Boot, done: 0, total: None });
         let id = match spec.id {
             Some(id) => id,
             None => generate_id()?,
         };
         let key = link::generate_key().map_err(Error::Guest)?;
-        let mut info = KeptInfo {
+        let info = KeptInfo {
             name: spec.name.unwrap_or_else(|| id.clone()),
             id,
             owner: spec.owner,
@@ -384,91 +405,194 @@ impl Plan<'_> {
             pid: 0,
             created_ms: kept::now_ms(),
         };
+        let (streams, operation) = Network::split(spec.network);
+        let mut rise = Rise {
+            engine,
+            kept: spec.keep.then_some(kept),
+            info,
+            key,
+            console: spec.console,
+            streams,
+        };
+        let (template, wanted) = match template {
+            Some(Found::There(template)) => (Some(template), None),
+            Some(Found::Missing(wanted)) => (None, Some(wanted)),
+            None => (None, None),
+        };
+        let mut up = None;
+        let mut cold = Some(system);
+        if let (Some(template), Some(System::Saved(saved))) = (&template, &cold) {
+            let disks = saved.disks.try_clone();
+            let disks = disks.map_err(|error| Error::Internal(error.to_string()))?;
+            let system = cold.take().expect("it is there");
+            match rise.up(system, Some(template)).await {
+                Ok(risen) => up = Some(risen),
+                // Whatever is wrong with it, a kernel boots.
+                Err(_) => {
+                    template.discard();
+                    let kernel = image::boot::Kernel::Ours;
+                    cold = Some(prepare::boots(store, kernel, disks, observer).await?);
+                }
+            }
+        }
+        let Risen { mut machine, guest, launched, answered } = match (up, cold) {
+            (Some(up), _) => up,
+            (None, Some(system)) => rise.up(system, None).await?,
+            (None, None) => return Err(Error::Internal("there is nothing to boot".into())),
+        };
+        // Those who read what it wrote need not wait until this is dropped.
+        drop(spec.volumes);
+        let first = First { volumes, network: operation, defaults };
+        if let Err(error) = first.tell(machine.as_mut(), &guest).await {
+            let _ = machine.kill().await;
+            if spec.keep {
+                let _ = kept.forget(&rise.info.name);
+            }
+            return Err(error);
+        }
+        let timings = Timings {
+            prepare_ms: milliseconds(prepared_in),
+            process_ms: milliseconds(launched.duration_since(begun)),
+            kernel_ms: milliseconds(answered.duration_since(launched)),
+            agent_ms: milliseconds(answered.elapsed()),
+        };
+        let kept = spec.keep.then(|| kept.clone());
+        let sandbox = Sandbox::new(rise.info, Some(machine), guest, timings, kept, rise.key);
+        let mut sandbox = sandbox.with_scratch(scratch);
+        if let Some(wanted) = wanted {
+            sandbox.want(wanted);
+        }
+        Ok(sandbox)
+    }
+}
+
+/// What it takes to bring a machine up, for as often as it is tried.
+struct Rise<'a> {
+    engine: &'a dyn SandboxBackend,
+    /// Where it goes on record.
+    kept: Option<&'a Shelf>,
+    info: KeptInfo,
+    key: link::SigningKey,
+    console: bool,
+    streams: Option<Arc<dyn GuestStreams>>,
+}
+
+/// A machine whose agent takes tasks.
+struct Risen {
+    machine: Box<dyn Machine>,
+    guest: Guest,
+    /// When its monitor ran.
+    launched: Instant,
+    /// When the agent greeted; with the monitor, where no kernel booted.
+    answered: Instant,
+}
+
+impl Rise<'_> {
+    /// Brings it up, or leaves nothing of it.
+    async fn up(&mut self, system: System, from: Option<&Template>) -> Result<Risen, Error> {
         // It is on record first: whatever becomes of this process, the machine can be found.
-        let record = match spec.keep {
-            true => Some(kept.reserve(&info, &key)?),
-            false => None,
+        let record = match self.kept {
+            Some(kept) => Some(kept.reserve(&self.info, &self.key)?),
+            None => None,
         };
         let attachment = match &record {
             Some(record) => Attachment::Detached(record.socket()),
             None => Attachment::Owned,
         };
-        let boot = BootSpec {
-            sandbox: info.id.clone(),
-            cpus,
-            memory_mb: spec.memory_mb,
-            system,
-            agent_arguments: vec![
-                format!("sandforge.id={}", info.id),
-                format!("sandforge.key={}", wire::envelope::key_to_hex(&key.verifying_key())),
+        let agent_arguments = match from {
+            // It is told when it goes on.
+            Some(_) => Vec::new(),
+            None => vec![
+                format!("sandforge.id={}", self.info.id),
+                format!("sandforge.key={}", wire::envelope::key_to_hex(&self.key.verifying_key())),
             ],
-            attachment,
-            console: spec.console,
         };
-        let mut machine = engine.boot(boot).await.map_err(Error::Engine)?;
-        let launched = begun.elapsed();
-        info.pid = machine.monitor_pid().unwrap_or(0);
-        // Those who read what it wrote need not wait until this is dropped.
-        drop(spec.volumes);
-        let first = First { volumes, network: spec.network, defaults };
-        let kept_key = key.clone();
-        match take_up(machine.as_mut(), &info, key, record, first).await {
+        let boot = BootSpec {
+            sandbox: self.info.id.clone(),
+            cpus: self.info.cpus,
+            memory_mb: self.info.memory_mb,
+            system,
+            agent_arguments,
+            attachment,
+            console: self.console,
+        };
+        let internal = |error: std::io::Error| Error::Internal(error.to_string());
+        // While the machine starts.
+        let check = match from {
+            Some(template) => {
+                Some(tokio::task::spawn_blocking(template.check().map_err(internal)?))
+            }
+            None => None,
+        };
+        let mut machine = self.engine.boot(boot).await.map_err(Error::Engine)?;
+        let launched = Instant::now();
+        self.info.pid = machine.monitor_pid().unwrap_or(0);
+        match self.greet(machine.as_mut(), record, check).await {
             Ok((guest, answered)) => {
-                let timings = Timings {
-                    prepare_ms: milliseconds(prepared_in),
-                    process_ms: milliseconds(launched),
-                    kernel_ms: milliseconds((answered - begun).saturating_sub(launched)),
-                    agent_ms: milliseconds(answered.elapsed()),
-                };
-                let kept = spec.keep.then(|| kept.clone());
-                let sandbox = Sandbox::new(info, Some(machine), guest, timings, kept, kept_key);
-                Ok(sandbox.with_scratch(scratch))
+                let answered = if from.is_some() { launched } else { answered };
+                Ok(Risen { machine, guest, launched, answered })
             }
             Err(error) => {
                 let _ = machine.kill().await;
-                if spec.keep {
-                    let _ = kept.forget(&info.name);
+                if let Some(kept) = self.kept {
+                    let _ = kept.forget(&self.info.name);
                 }
+                self.info.pid = 0;
                 Err(error)
             }
         }
+    }
+
+    /// From a machine that was just started to an agent that takes tasks, and when it greeted.
+    async fn greet(
+        &self,
+        machine: &mut dyn Machine,
+        record: Option<kept::Record>,
+        check: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
+    ) -> Result<(Guest, Instant), Error> {
+        if let Some(record) = record {
+            record.complete(&self.info)?;
+        }
+        let carrier = machine.carrier().map_err(Error::Engine)?;
+        let patience = if check.is_some() { TEMPLATE_PATIENCE } else { BOOT_PATIENCE };
+        let (id, key) = (&self.info.id, self.key.clone());
+        let connecting = Guest::connect(carrier, id, key, patience, self.streams.clone());
+        let guest = alive(machine, connecting).await?;
+        let answered = Instant::now();
+        let Some(check) = check else {
+            alive(machine, guest.freshen()).await?;
+            return Ok((guest, answered));
+        };
+        // It is told nothing while its memory may be somebody else's or damaged.
+        let checked = check.await.map_err(|error| Error::Internal(error.to_string()))?;
+        checked.map_err(|error| Error::Internal(error.to_string()))?;
+        let identity = guest.take_identity(None);
+        let taken = tokio::time::timeout(TEMPLATE_PATIENCE, alive(machine, identity)).await;
+        taken.map_err(|_| Error::Guest(LinkError::Unanswered(TEMPLATE_PATIENCE)))??;
+        Ok((guest, answered))
     }
 }
 
 /// What a sandbox is told before its first task.
 struct First {
     volumes: Vec<wire::op::MountVolume>,
-    network: Option<Network>,
+    network: Option<wire::op::Network>,
     defaults: Option<wire::op::Defaults>,
 }
 
-/// From a machine that was just started to an agent that takes tasks, and when it greeted.
-async fn take_up(
-    machine: &mut dyn Machine,
-    info: &KeptInfo,
-    key: link::SigningKey,
-    record: Option<kept::Record>,
-    First { volumes, network, defaults }: First,
-) -> Result<(Guest, Instant), Error> {
-    if let Some(record) = record {
-        record.complete(info)?;
+impl First {
+    async fn tell(self, machine: &mut dyn Machine, guest: &Guest) -> Result<(), Error> {
+        for volume in &self.volumes {
+            alive(machine, guest.ask(volume)).await?;
+        }
+        if let Some(network) = self.network {
+            alive(machine, guest.ask(&network)).await?;
+        }
+        if let Some(defaults) = self.defaults {
+            alive(machine, guest.ask(&defaults)).await?;
+        }
+        Ok(())
     }
-    let carrier = machine.carrier().map_err(Error::Engine)?;
-    let (streams, operation) = Network::split(network);
-    let connecting = Guest::connect(carrier, &info.id, key, BOOT_PATIENCE, streams);
-    let guest = alive(machine, connecting).await?;
-    let answered = Instant::now();
-    alive(machine, guest.freshen()).await?;
-    for volume in &volumes {
-        alive(machine, guest.ask(volume)).await?;
-    }
-    if let Some(operation) = operation {
-        alive(machine, guest.ask(&operation)).await?;
-    }
-    if let Some(defaults) = defaults {
-        alive(machine, guest.ask(&defaults)).await?;
-    }
-    Ok((guest, answered))
 }
 
 /// Whom a saved machine's agent takes operations from.

@@ -6,13 +6,14 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use engine::{DiskError, Disks, Guest, Isolation, System};
+use engine::{DiskError, Disks, Guest, Isolation, SandboxBackend, Saved, System};
 use image::boot::{BootAssets, Kernel};
 use image::{ImageConfig, ImageError, ImageRef, RootImage, Store};
 use wire::op::{Defaults, MountVolume};
 use wire::text::Text;
 
 use crate::snapshot::Origin;
+use crate::template::Found;
 use crate::{Error, Observer, Phase, SandboxSpec, Step, Supervisor, volume};
 
 /// Where the root of a sandbox without an image comes from.
@@ -33,18 +34,20 @@ pub(crate) struct Prepared {
     pub(crate) origin: Origin,
     /// Its disk for what it changes.
     pub(crate) scratch: Option<File>,
+    /// What it could go on from, where that is there or can be made.
+    pub(crate) template: Option<Found>,
 }
 
-/// Prepares a sandbox of this tier.
+/// Prepares a sandbox of this engine.
 pub(crate) async fn prepare(
     supervisor: &Supervisor,
-    isolation: Isolation,
+    engine: &dyn SandboxBackend,
     spec: &SandboxSpec,
     observer: &mut dyn Observer,
 ) -> Result<Prepared, Error> {
-    match isolation {
+    match engine.isolation() {
         Isolation::Process => process(spec),
-        Isolation::Emulated | Isolation::Vm => guest(supervisor, spec, observer).await,
+        Isolation::Emulated | Isolation::Vm => guest(supervisor, engine, spec, observer).await,
     }
 }
 
@@ -67,7 +70,8 @@ fn process(spec: &SandboxSpec) -> Result<Prepared, Error> {
     let system = System::Process { agent };
     let (image, cpus) = (HOST.into(), processors());
     let (origin, volumes) = (Origin::of_host(), Vec::new());
-    Ok(Prepared { system, image, cpus, defaults: None, volumes, origin, scratch: None })
+    let (defaults, scratch, template) = (None, None, None);
+    Ok(Prepared { system, image, cpus, defaults, volumes, origin, scratch, template })
 }
 
 fn processors() -> u32 {
@@ -83,6 +87,7 @@ fn default_cpus() -> u32 {
 /// interrupted.
 async fn guest(
     supervisor: &Supervisor,
+    engine: &dyn SandboxBackend,
     spec: &SandboxSpec,
     observer: &mut dyn Observer,
 ) -> Result<Prepared, Error> {
@@ -91,14 +96,19 @@ async fn guest(
     let disk_gb = spec.disk_gb;
     let store = &supervisor.store;
     let root = root(supervisor, image, observer).await?;
-    let rest = on_thread(store, observer, move |store, progress| {
-        let assets = image::boot::assets(store, &kernel, progress)?;
-        let scratch = disk_gb.map(|disk_gb| scratch(store.directory(), disk_gb)).transpose()?;
-        Ok((assets, scratch))
-    });
-    let (assets, scratch): (BootAssets, Option<File>) = rest.await?;
-    let BootAssets { kernel, initramfs, kernel_sha256, .. } = assets;
-    let origin = Origin::of_machine(kernel_sha256, &root);
+    let cpus = spec.cpus.unwrap_or_else(default_cpus);
+    let template = supervisor.templates.as_ref();
+    let template = template.and_then(|templates| templates.find(engine, &root, cpus, spec));
+    let scratch = match disk_gb {
+        Some(disk_gb) => {
+            let made =
+                on_thread(store, observer, move |store, _| scratch(store.directory(), disk_gb));
+            Some(made.await?)
+        }
+        None => None,
+    };
+    let of_ours = spec.kernel.is_none().then(image::boot::kernel_sha256);
+    let origin = Origin::of_machine(of_ours, &root);
     let same = scratch.as_ref().map(File::try_clone).transpose();
     let same = same.map_err(|error| Error::Internal(format!("open a disk: {error}")))?;
     let disks = root_disks(root.layers).map_err(|error| Error::Internal(error.to_string()))?;
@@ -112,10 +122,30 @@ async fn guest(
         observer
             .notice("the image says root; its tasks run as uid 1000 unless --user says otherwise");
     }
-    let system = System::Guest(Guest { kernel, initramfs, disks });
-    let cpus = spec.cpus.unwrap_or_else(default_cpus);
+    let system = match &template {
+        Some(Found::There(template)) => {
+            let snapshot = template.snapshot();
+            let snapshot = snapshot.map_err(|error| Error::Internal(error.to_string()))?;
+            System::Saved(Saved { snapshot, disks })
+        }
+        _ => boots(store, kernel, disks, observer).await?,
+    };
     let image = root.name;
-    Ok(Prepared { system, image, cpus, defaults, volumes, origin, scratch: same })
+    Ok(Prepared { system, image, cpus, defaults, volumes, origin, scratch: same, template })
+}
+
+/// These disks with a kernel.
+pub(crate) async fn boots(
+    store: &Store,
+    kernel: Kernel,
+    disks: Disks,
+    observer: &mut dyn Observer,
+) -> Result<System, Error> {
+    let assets = on_thread(store, observer, move |store, progress| {
+        Ok(image::boot::assets(store, &kernel, progress)?)
+    });
+    let BootAssets { kernel, initramfs, .. } = assets.await?;
+    Ok(System::Guest(Guest { kernel, initramfs, disks }))
 }
 
 /// The image, from its registry where it is not here.

@@ -18,6 +18,7 @@ use workspace::{About, Collected, Fetched, Hidden, OutsideLinks};
 use crate::copy::{self, CopyIn, CopyOut, CopySummary, Sent};
 use crate::kept::{KeptInfo, Shelf};
 use crate::live::Live;
+use crate::template::Wanted;
 use crate::{Error, Observer, clone, milliseconds, volume};
 
 /// How long each step to a usable sandbox took, in milliseconds.
@@ -27,9 +28,11 @@ pub struct Timings {
     pub prepare_ms: f64,
     /// Starting the confined monitor.
     pub process_ms: f64,
-    /// From there until the agent's greeting: firmware, kernel, the agent's own start.
+    /// From there until the agent's greeting: firmware, kernel, the agent's own start. 0 where it went
+    /// on from a template, and booted nothing.
     pub kernel_ms: f64,
-    /// Fresh clock and entropy, after which tasks are taken.
+    /// Fresh clock and entropy, after which tasks are taken; from a template, its identity and the
+    /// greeting as well.
     pub agent_ms: f64,
 }
 
@@ -61,6 +64,8 @@ pub struct Sandbox {
     sent: Mutex<BTreeMap<String, Arc<Sent>>>,
     /// Directories that are shared live, by the guest's path.
     live: Mutex<BTreeMap<String, Live>>,
+    /// What the next like it could go on from, to be made when this one has gone.
+    wanted: Option<Wanted>,
 }
 
 /// What a snapshot is made of beside the machine.
@@ -80,7 +85,7 @@ impl Sandbox {
         key: SigningKey,
     ) -> Self {
         let (sent, live) = (Mutex::default(), Mutex::default());
-        Self { info, machine, guest, timings, kept, key, scratch: None, sent, live }
+        Self { info, machine, guest, timings, kept, key, scratch: None, sent, live, wanted: None }
     }
 
     pub(crate) fn with_scratch(self, scratch: Option<File>) -> Self {
@@ -95,6 +100,14 @@ impl Sandbox {
     /// Writes what is in its machine, which is paused.
     pub(crate) async fn save(&mut self, into: &Snapshot) -> Result<(), Error> {
         self.machine()?.save(into).await.map_err(Error::Engine)
+    }
+
+    /// Has this template made: now where the machine stays, else once it has gone.
+    pub(crate) fn want(&mut self, template: Wanted) {
+        match self.kept {
+            Some(_) => template.make(),
+            None => self.wanted = Some(template),
+        }
     }
 
     /// Its id, which every operation's signature covers.
@@ -383,6 +396,9 @@ impl Sandbox {
                 removed => removed?,
             },
             (None, None) => {}
+        }
+        if let Some(template) = self.wanted.take() {
+            template.make();
         }
         Ok(Teardown {
             teardown_ms: milliseconds(begun.elapsed()),

@@ -25,6 +25,7 @@ pub(crate) mod secret;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
 pub(crate) mod stats;
+pub(crate) mod template;
 pub(crate) mod token;
 pub(crate) mod version;
 pub(crate) mod volume;
@@ -144,11 +145,21 @@ fn print_json_more(value: &impl Serialize) -> Result<bool, Failure> {
     print_more(&format!("{text}\n"))
 }
 
+/// Set to `on`, machines go on from templates.
+const TEMPLATES: &str = "SANDFORGE_TEMPLATES";
+
 pub(crate) fn supervisor() -> Result<Supervisor, Failure> {
     // The link in /proc is the program that runs, whatever lies at its path meanwhile.
     let launcher =
         Launcher { program: "/proc/self/exe".into(), arguments: vec![crate::LAUNCH.into()] };
     let supervisor = Supervisor::new(launcher).map_err(|error| supervisor_failure(&error))?;
+    let supervisor = match std::env::var_os(TEMPLATES).is_some_and(|value| value == "on") {
+        false => supervisor,
+        true => supervisor.with_templates(Launcher {
+            program: "/proc/self/exe".into(),
+            arguments: vec![crate::TEMPLATE.into()],
+        }),
+    };
     // Without a directory for it there is nothing that was configured.
     let Ok(directory) = fleet::paths::config() else { return Ok(supervisor) };
     let settings = supervisor::registry::Settings::load(&directory)

@@ -16,4 +16,5 @@ mod process;
 mod saved;
 mod stream;
 mod support;
+mod template;
 mod trust;

@@ -42,6 +42,8 @@ impl Call {
         ] {
             command.env_remove(variable);
         }
+        // Machines boot, and nothing goes on behind the tests.
+        command.env("SANDFORGE_TEMPLATES", "off");
         Self { command, stdin: None, open_stdin: false, private: None }
     }
 
