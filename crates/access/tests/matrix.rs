@@ -32,6 +32,8 @@ const VIEWERS_MAY: &[&str] = &[
 const MEMBERS_MAY_TOO: &[&str] = &[
     "sandbox_create",
     "sandbox_update",
+    "mount_attach",
+    "mount_detach",
     "sandbox_delete",
     "sandbox_start",
     "sandbox_stop",

@@ -65,8 +65,9 @@ pub use problem::{Code, Problem};
 pub use query::{parse_query, render_query};
 pub use route::{Access, Body, Method, ROUTES, Route, SchemaOf};
 pub use sandbox::{
-    Change, CreateSandbox, DeleteQuery, Isolation, ListSandboxes, Mount, MountMode, NetworkMode,
-    Sandbox, SandboxCredential, Stats, Timings, UpdateSandbox, Usage, WhenIdle, WhenTimedOut,
+    Change, CreateSandbox, DeleteQuery, Isolation, ListSandboxes, Mount, MountMode, MountQuery,
+    NetworkMode, Sandbox, SandboxCredential, Stats, Timings, UpdateSandbox, Usage, WhenIdle,
+    WhenTimedOut,
 };
 pub use secret::{
     CustomService, PlaceholderCharacters, SecretList, SecretQuery, SecretSlot, SecretSource,

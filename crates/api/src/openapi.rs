@@ -433,6 +433,9 @@ fn example(route: &Route) -> Option<Value> {
             "labels": {"team": "red"},
         }),
         "update_sandbox" => json!({"labels": {"team": "blue"}, "timeout_sec": 7200}),
+        "attach_mount" => json!({
+            "host_path": "/home/me/data", "guest_path": "/data", "mode": "live",
+        }),
         "exec" => json!({"command": ["python3", "-c", "print(1)"], "timeout_sec": 60}),
         "signal_process" => json!({"signal": 15}),
         "resize_process" => json!({"rows": 24, "cols": 80}),
@@ -583,6 +586,7 @@ mod tests {
             match route.id {
                 "create_sandbox" => valid::<crate::CreateSandbox>(value),
                 "update_sandbox" => valid::<crate::UpdateSandbox>(value),
+                "attach_mount" => valid::<crate::Mount>(value),
                 "exec" => valid::<crate::Exec>(value),
                 "signal_process" => valid::<crate::Signal>(value),
                 "resize_process" => valid::<crate::WindowSize>(value),

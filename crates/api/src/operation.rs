@@ -122,6 +122,8 @@ operations! {
     SandboxList = "sandbox_list", Viewer, Workspace, "List and watch sandboxes.";
     SandboxGet = "sandbox_get", Viewer, Workspace, "See one sandbox.";
     SandboxUpdate = "sandbox_update", Member, Workspace, "Change a sandbox's labels, times or network.";
+    MountAttach = "mount_attach", Member, Workspace, "Share a directory of the host live with a sandbox that runs.";
+    MountDetach = "mount_detach", Member, Workspace, "Take a directory that is shared live away.";
     SandboxDelete = "sandbox_delete", Member, Workspace, "Destroy a sandbox.";
     SandboxStart = "sandbox_start", Member, Workspace, "Start a stopped sandbox.";
     SandboxStop = "sandbox_stop", Member, Workspace, "Stop a sandbox.";

@@ -242,6 +242,15 @@ const GUEST_FILE: &[Code] = &[
 ];
 const CHANGES: &[Code] =
     &[Code::PolicyDenied, Code::FileNotFound, Code::WrongState, Code::Busy, Code::GuestFailed];
+const MOUNTS: &[Code] = &[
+    Code::PolicyDenied,
+    Code::FileNotFound,
+    Code::AlreadyExists,
+    Code::WrongState,
+    Code::Unsupported,
+    Code::GuestFailed,
+    Code::GuestTimeout,
+];
 const GUEST_PROCESS: &[Code] = &[
     Code::ProcessNotFound,
     Code::WrongState,
@@ -348,6 +357,27 @@ pub const ROUTES: &[Route] = &[
         Code::PreconditionFailed,
         Code::Unsupported,
     ]),
+    route(
+        Post,
+        "/v1/sandboxes/{sandbox}/mounts",
+        "attach_mount",
+        Operation::MountAttach,
+        "Shares a directory of the host live with a sandbox that runs. Its `mode` is `live`; tasks \
+         that run see it too.",
+    )
+    .takes(json::<Mount>())
+    .gives(&[(200, json::<Sandbox>())])
+    .may_fail(MOUNTS),
+    route(
+        Delete,
+        "/v1/sandboxes/{sandbox}/mounts",
+        "detach_mount",
+        Operation::MountDetach,
+        "Takes a directory that is shared live away. Tasks that have files of it open get errors.",
+    )
+    .query_is::<MountQuery>()
+    .gives(&[(200, json::<Sandbox>())])
+    .may_fail(MOUNTS),
     route(
         Delete,
         "/v1/sandboxes/{sandbox}",

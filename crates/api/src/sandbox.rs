@@ -732,6 +732,22 @@ impl Validate for ListSandboxes {
     }
 }
 
+/// Which mount is taken away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct MountQuery {
+    /// Where it is in the sandbox.
+    #[param(value_type = bound::GuestPath)]
+    pub guest_path: String,
+}
+
+impl Validate for MountQuery {
+    fn validate(&self) -> Result<(), Problem> {
+        GuestPath::check("guest_path", &self.guest_path)
+    }
+}
+
 /// How a sandbox is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]

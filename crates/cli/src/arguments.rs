@@ -66,6 +66,8 @@ pub(crate) enum Command {
     Diff(command::changes::DiffArgs),
     Apply(command::changes::ApplyArgs),
     Discard(command::changes::DiscardArgs),
+    Mount(command::mount::MountArgs),
+    Umount(command::mount::UmountArgs),
     /// Take the machines of sandboxes away; their records stay, for `sandforge start`
     Stop(command::lifecycle::LifecycleArgs),
     /// Give stopped or failed sandboxes new machines
@@ -131,6 +133,8 @@ impl Command {
             Self::Ls(args) => args.json,
             Self::Inspect(args) => args.json,
             Self::Logs(args) => args.json,
+            Self::Mount(args) => args.json,
+            Self::Umount(args) => args.json,
             Self::Stop(args)
             | Self::Start(args)
             | Self::Pause(args)

@@ -71,6 +71,11 @@ impl Connection {
     }
 }
 
+/// Whether there is a server that goes on when this command has ended.
+pub(crate) fn has_server() -> Result<bool, Failure> {
+    Ok(variable(URL)?.is_some() || UnixStream::connect(paths::socket()).is_ok())
+}
+
 /// A variable of our own environment; one that is empty is as good as none.
 pub(crate) fn variable(name: &str) -> Result<Option<String>, Failure> {
     env::var_os(name)

@@ -44,12 +44,16 @@ fn call_in(directory: &Path, arguments: &[&str]) -> Call {
 
 /// Whether sandboxes without a machine can be made here.
 fn possible() -> bool {
+    works("process")
+}
+
+/// Whether this engine works here; says so where not.
+fn works(engine: &str) -> bool {
     let report = Call::new(["doctor", "--json"]).private().output().json();
     let engines = report["engines"].as_array().expect("a list");
-    let found =
-        engines.iter().any(|engine| engine["name"] == "process" && engine["verdict"] == "usable");
+    let found = engines.iter().any(|it| it["name"] == engine && it["verdict"] == "usable");
     if !found {
-        eprintln!("not run on engine process: it does not work here");
+        eprintln!("not run on engine {engine}: it does not work here");
     }
     found
 }
@@ -492,6 +496,50 @@ fn sandboxes_outlive_their_server() {
     server.child.wait().unwrap();
     server.child = start(server.directory.path(), &["--listen", "none"], |call| call);
     server.run(&["-q", "exec", "box", "cat note"]).exits(0).prints("still\n");
+}
+
+#[test]
+fn a_directory_comes_and_goes_while_a_sandbox_runs() {
+    if !works("qemu") {
+        return;
+    }
+    // With the image that is there.
+    let home = std::env::var_os("HOME").expect("a home");
+    let of_user = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = of_user.unwrap_or_else(|| Path::new(&home).join(".cache"));
+    let server =
+        Server::start_with(&["--listen", "none"], |call| call.env("XDG_CACHE_HOME", &cache));
+    let run = |arguments: &[&str]| server.run(&[&["-q"], arguments].concat());
+    run(&["create", "--engine", "qemu", "--name", "box", "-m", "256M"]).exits(0);
+    let host = tempdir().unwrap();
+    fs::write(host.path().join("file"), "of the host\n").unwrap();
+    let directory = host.path().to_str().unwrap();
+    let mount = format!("{directory}:/data");
+    let waits = "until test -e /data/go; do sleep 0.1; done; cat /data/go";
+    run(&["exec", "--detach", "--process", "early", "box", waits]).exits(0);
+
+    run(&["mount", "box", &mount]).exits(0);
+    run(&["exec", "box", "cat /data/file; echo of the guest > /data/new"])
+        .exits(0)
+        .prints("of the host\n");
+    assert_eq!(fs::read_to_string(host.path().join("new")).unwrap(), "of the guest\n");
+    // A task that was there before sees it too.
+    fs::write(host.path().join("go"), "it goes\n").unwrap();
+    run(&["attach", "box", "early"]).exits(0).prints("it goes\n");
+    let shown = run(&["inspect", "box", "--json"]).exits(0).json();
+    assert_eq!(shown["mounts"][0]["guest_path"], json!("/data"), "{shown}");
+    run(&["mount", "box", &format!("{directory}:/data/below")])
+        .exits(1)
+        .says("/data there already");
+    run(&["mount", "box", &format!("{directory}/none:/other")]).exits(2).says("none");
+
+    run(&["umount", "box", "/data"]).exits(0);
+    run(&["exec", "box", "ls /data"]).exits(0).prints("");
+    run(&["umount", "box", "/data"]).exits(3).says("no directory is shared live at /data");
+    run(&["mount", "box", &format!("{mount}:ro")]).exits(0);
+    run(&["exec", "box", "cat /data/file; echo x > /data/x"]).exits(2).prints("of the host\n");
+    let shown = run(&["inspect", "box", "--json"]).exits(0).json();
+    assert_eq!(shown["mounts"][0]["read_only"], json!(true), "{shown}");
 }
 
 /// Passes connections on to a socket, and changes a byte of what goes there: the last one of

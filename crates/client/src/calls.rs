@@ -93,6 +93,16 @@ impl Client {
         call!(self, "update_sandbox", sandbox).if_match(version).json(update)?.value().await
     }
 
+    /// Shares a directory of the host live with a sandbox that runs.
+    pub async fn attach_mount(&self, sandbox: &str, mount: &Mount) -> Result<Sandbox, Error> {
+        call!(self, "attach_mount", sandbox).json(mount)?.value().await
+    }
+
+    /// Takes a directory that is shared live away.
+    pub async fn detach_mount(&self, sandbox: &str, query: &MountQuery) -> Result<Sandbox, Error> {
+        call!(self, "detach_mount", sandbox).query(query).value().await
+    }
+
     /// Destroys a sandbox, in whatever state. With `wait`, nothing is left of it when this
     /// returns.
     pub async fn delete_sandbox(&self, sandbox: &str, wait: bool) -> Result<Sandbox, Error> {

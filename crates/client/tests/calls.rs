@@ -8,9 +8,9 @@ use api::{
     ApplyChanges, AttachQuery, AuditQuery, AuditRange, ChangesQuery, Command, CreateKey,
     CreateSandbox, CreateToken, CreateVolume, CreateWebhook, DeliveryQuery, DiffQuery,
     DiscardChanges, EventQuery, Exec, ListFilesQuery, ListSandboxes, LogQuery, MakeDirectory,
-    MoveFile, NetworkMode, PageQuery, PathQuery, PolicyCheck, PolicyRequest, PtyQuery, ROUTES,
-    ReadQuery, Role, Route, SecretQuery, SetSecret, StatQuery, TarInQuery, TokenQuery,
-    UpdateSandbox, VolumeQuery, WatchQuery, WindowSize, WriteQuery,
+    Mount, MountMode, MountQuery, MoveFile, NetworkMode, PageQuery, PathQuery, PolicyCheck,
+    PolicyRequest, PtyQuery, ROUTES, ReadQuery, Role, Route, SecretQuery, SetSecret, StatQuery,
+    TarInQuery, TokenQuery, UpdateSandbox, VolumeQuery, WatchQuery, WindowSize, WriteQuery,
 };
 use client::{Client, Error, Output, Retries};
 use http::Request;
@@ -101,6 +101,14 @@ async fn call_everything(client: &Client) {
     let _ = client
         .write_file("s", &WriteQuery { path: path("/a"), ..WriteQuery::default() }, "x")
         .await;
+    let mount = Mount {
+        host_path: "/srv/data".into(),
+        guest_path: "/data".into(),
+        read_only: true,
+        mode: MountMode::Live,
+    };
+    let _ = client.attach_mount("s", &mount).await;
+    let _ = client.detach_mount("s", &MountQuery { guest_path: "/data".into() }).await;
     let _ = client.remove_file("s", &PathQuery { path: path("/a"), ..PathQuery::default() }).await;
     let _ = client.stat_file("s", &StatQuery { path: path("/a"), ..StatQuery::default() }).await;
     let query = ListFilesQuery { path: path("/a"), ..ListFilesQuery::default() };

@@ -7,6 +7,7 @@
 //! says, and so does the task that the next process gives it.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod changes;
 mod config;
 mod credentials;

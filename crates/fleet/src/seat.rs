@@ -37,6 +37,8 @@ pub(crate) struct Seat {
     machine: Mutex<Option<Arc<Running>>>,
     /// The environment of its tasks. Never written anywhere.
     pub(crate) env: Mutex<BTreeMap<String, Secret>>,
+    /// Held while a directory comes or goes.
+    pub(crate) mounting: tokio::sync::Mutex<()>,
     /// What is copied in when it comes up, as policy decided about it.
     pub(crate) mounts: Mutex<Option<Vec<Mounted>>>,
     /// Its gateway, while it has a machine and a network.
@@ -70,6 +72,7 @@ impl Seat {
             changing: tokio::sync::Mutex::default(),
             machine: Mutex::default(),
             env: Mutex::default(),
+            mounting: tokio::sync::Mutex::default(),
             mounts: Mutex::default(),
             way_out: Mutex::default(),
             source: Mutex::default(),

@@ -92,7 +92,11 @@ impl Template {
 
         // SAFETY: the agent has one thread, and no descriptor table is unshared.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.during("make the template's namespace")?;
-        let built = build(settings.root, settings.kernel);
+        let built = build(settings.root, settings.kernel).and_then(|rules| {
+            mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
+                .during("let tasks see what is mounted later")?;
+            Ok(rules)
+        });
         let namespace =
             rustix::fs::openat(&namespaces, "mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .during("open the template's namespace");
@@ -138,6 +142,9 @@ impl Template {
         // SAFETY: the task's init has one thread, and no descriptor table is unshared.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP) }
             .during("copy the template's namespace")?;
+        // What is mounted there later comes along; nothing of a task's own goes back.
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+            .during("cut the task's mounts off from the template")?;
         match self.kernel {
             Kernel::Own => own_proc().during("mount /proc")?,
             Kernel::Shared => replace_proc().during("mount /proc")?,

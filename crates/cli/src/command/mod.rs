@@ -17,6 +17,7 @@ pub(crate) mod key;
 pub(crate) mod lifecycle;
 pub(crate) mod list;
 pub(crate) mod logs;
+pub(crate) mod mount;
 pub(crate) mod policy;
 pub(crate) mod pull;
 pub(crate) mod remove;
@@ -72,6 +73,8 @@ pub(crate) fn run(arguments: Arguments, begun: Instant) -> ExitCode {
         Command::Diff(args) => args.run(&context),
         Command::Apply(args) => args.run(&context),
         Command::Discard(args) => args.run(),
+        Command::Mount(args) => args.run(),
+        Command::Umount(args) => args.run(),
         Command::Stop(args) => args.run(Step::Stop),
         Command::Start(args) => args.run(Step::Start),
         Command::Pause(args) => args.run(Step::Pause),

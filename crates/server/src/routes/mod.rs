@@ -49,6 +49,8 @@ handlers! {
     "list_sandboxes" => sandbox::list,
     "get_sandbox" => sandbox::get,
     "update_sandbox" => sandbox::update,
+    "attach_mount" => sandbox::attach_mount,
+    "detach_mount" => sandbox::detach_mount,
     "delete_sandbox" => sandbox::delete,
     "start_sandbox" => sandbox::start,
     "stop_sandbox" => sandbox::stop,

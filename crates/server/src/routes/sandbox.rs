@@ -1,8 +1,8 @@
 //! Sandboxes as a whole.
 
 use api::{
-    Code, CreateSandbox, DeleteQuery, ListSandboxes, LogQuery, Page, Problem, Sandbox,
-    UpdateSandbox,
+    Code, CreateSandbox, DeleteQuery, ListSandboxes, LogQuery, Mount, MountQuery, Page, Problem,
+    Sandbox, UpdateSandbox,
 };
 use futures_util::StreamExt as _;
 use http::StatusCode;
@@ -69,6 +69,20 @@ pub(super) async fn update(ask: Ask) -> Answer {
     let version = ask.entity_tag(&IF_MATCH)?.map(version).transpose()?.flatten();
     let changed =
         ask.app.manager.patch(&ask.caller, ask.sandbox()?, change, version, &ask.provenance).await;
+    sandbox(StatusCode::OK, &changed.map_err(|error| error.problem())?)
+}
+
+pub(super) async fn attach_mount(ask: Ask) -> Answer {
+    let mount: Mount = ask.json()?;
+    let changed =
+        ask.app.manager.attach_mount(&ask.caller, ask.sandbox()?, mount, &ask.provenance).await;
+    sandbox(StatusCode::OK, &changed.map_err(|error| error.problem())?)
+}
+
+pub(super) async fn detach_mount(ask: Ask) -> Answer {
+    let MountQuery { guest_path } = ask.query()?;
+    let (manager, name, by) = (&ask.app.manager, ask.sandbox()?, &ask.provenance);
+    let changed = manager.detach_mount(&ask.caller, name, &guest_path, by).await;
     sandbox(StatusCode::OK, &changed.map_err(|error| error.problem())?)
 }
 
