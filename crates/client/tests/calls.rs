@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 
 use api::{
     ApplyChanges, AttachQuery, AuditQuery, AuditRange, ChangesQuery, Command, CreateKey,
-    CreateSandbox, CreateToken, CreateVolume, CreateWebhook, DeliveryQuery, DiffQuery,
-    DiscardChanges, EventQuery, Exec, ListFilesQuery, ListSandboxes, LogQuery, MakeDirectory,
-    Mount, MountMode, MountQuery, MoveFile, NetworkMode, PageQuery, PathQuery, PolicyCheck,
-    PolicyRequest, PtyQuery, ROUTES, ReadQuery, Role, Route, SecretQuery, SetSecret, StatQuery,
-    TarInQuery, TokenQuery, UpdateSandbox, VolumeQuery, WatchQuery, WindowSize, WriteQuery,
+    CreateSandbox, CreateSnapshot, CreateToken, CreateVolume, CreateWebhook, DeliveryQuery,
+    DiffQuery, DiscardChanges, EventQuery, Exec, ForkSandbox, ListFilesQuery, ListSandboxes,
+    LogQuery, MakeDirectory, Mount, MountMode, MountQuery, MoveFile, NetworkMode, PageQuery,
+    PathQuery, PolicyCheck, PolicyRequest, PtyQuery, ROUTES, ReadQuery, RestoreSnapshot, Role,
+    Route, SecretQuery, SetSecret, SnapshotQuery, StatQuery, TarInQuery, TokenQuery, UpdateSandbox,
+    VolumeQuery, WatchQuery, WindowSize, WriteQuery,
 };
 use client::{Client, Error, Output, Retries};
 use http::Request;
@@ -107,6 +108,14 @@ async fn call_everything(client: &Client) {
         read_only: true,
         mode: MountMode::Live,
     };
+    let _ = client.create_snapshot("s", &CreateSnapshot::default()).await;
+    let _ = client.fork_sandbox("s", &ForkSandbox::default()).await;
+    let _ = client.hibernate_sandbox("s").await;
+    let of_own = SnapshotQuery::default();
+    let _ = client.list_snapshots(&of_own).await;
+    let _ = client.get_snapshot("sn", &of_own).await;
+    let _ = client.restore_snapshot("sn", &of_own, &RestoreSnapshot::default()).await;
+    let _ = client.remove_snapshot("sn", &of_own).await;
     let _ = client.attach_mount("s", &mount).await;
     let _ = client.detach_mount("s", &MountQuery { guest_path: "/data".into() }).await;
     let _ = client.remove_file("s", &PathQuery { path: path("/a"), ..PathQuery::default() }).await;
