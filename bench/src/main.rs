@@ -1,6 +1,6 @@
 //! Prints the figures of docs/benchmarks.md, one table a measurement.
 //!
-//! `cargo run --release -p bench [cold|create|exec|fork|process|stream|parallel|serve|workspace]...`, all of them
+//! `cargo run --release -p bench [cold|warm|create|exec|fork|process|stream|parallel|serve|workspace]...`, all of them
 //! without a name; `kvm-boot` has to be asked for by its name. `serve --minutes N` goes on making
 //! sandboxes for so long. Figures are medians and 90th percentiles of runs in a row; see how loaded
 //! the machine was in the first line. `egress` has options of its own, after its name.
@@ -56,6 +56,9 @@ fn main() -> ExitCode {
         machine()?;
         if wanted("cold") {
             cold()?;
+        }
+        if wanted("warm") {
+            warm()?;
         }
         if wanted("create") {
             create::run()?;
@@ -148,35 +151,93 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// `sandforge run -- true` as a user has it, and what it takes without Sandforge: the same
-/// emulator with the stock kernel of a distribution, to its first line of user space.
-fn cold() -> Outcome {
-    let sandforge = sandforge()?;
-    let phases =
-        ["prepare", "process", "kernel", "agent", "exec", "teardown", "total"].map(String::from);
-    let mut samples: Vec<Vec<f64>> = vec![Vec::new(); phases.len()];
-    let mut wall = Vec::new();
-    for _ in 0..RUNS {
+/// Where a run's time goes, as its report names it.
+const PHASES: [&str; 7] = ["prepare", "process", "kernel", "agent", "exec", "teardown", "total"];
+
+/// Runs of a command, phase by phase, and as they were on the clock of who called it.
+#[derive(Default)]
+struct Commands {
+    phases: [Vec<f64>; PHASES.len()],
+    wall: Vec<f64>,
+}
+
+impl Commands {
+    /// `sandforge run -- true` as a user has it, from a template or without one.
+    fn once(&mut self, templates: &str) -> Outcome {
         let begun = Instant::now();
-        let output = Command::new(&sandforge)
+        let output = Command::new(sandforge()?)
             .args(["run", "-q", "--json", "--", "true"])
+            .env("SANDFORGE_TEMPLATES", templates)
             .stdin(Stdio::null())
             .output()?;
-        wall.push(ms(begun.elapsed()));
+        self.wall.push(ms(begun.elapsed()));
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
         }
         let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-        for (phase, samples) in phases.iter().zip(&mut samples) {
+        for (phase, samples) in PHASES.iter().zip(&mut self.phases) {
             let timing = &report["timings"][format!("{phase}_ms")];
             samples.push(timing.as_f64().ok_or_else(|| format!("no {phase}_ms in {report}"))?);
         }
+        Ok(())
     }
-    head("Cold `sandforge run -- true`");
-    for (phase, samples) in phases.iter().zip(&mut samples) {
-        row(phase, samples, "ms");
+
+    /// Whether the last one booted no kernel.
+    fn was_warm(&self) -> bool {
+        let kernel = PHASES.iter().position(|phase| *phase == "kernel").expect("it is one");
+        self.phases[kernel].last() == Some(&0.0)
     }
-    row("wall time of the command", &mut wall, "ms");
+
+    fn print(&mut self, title: &str) {
+        head(title);
+        for (phase, samples) in PHASES.iter().zip(&mut self.phases) {
+            row(phase, samples, "ms");
+        }
+        row("wall time of the command", &mut self.wall, "ms");
+    }
+}
+
+/// Longest wait for a template that is made behind a command's back.
+const MAKING: Duration = Duration::from_secs(60);
+
+/// `sandforge run -- true` from a template and without one, in turn.
+fn warm() -> Outcome {
+    let begun = Instant::now();
+    loop {
+        let mut first = Commands::default();
+        first.once("on")?;
+        if first.was_warm() {
+            break;
+        }
+        if begun.elapsed() > MAKING {
+            println!("\nnot run: the runs from a template, because none is made here\n");
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let (mut cold, mut warm) = (Commands::default(), Commands::default());
+    for _ in 0..5 * RUNS {
+        cold.once("off")?;
+        warm.once("on")?;
+        if !warm.was_warm() {
+            return Err("a run did not go on from the template that was there".into());
+        }
+    }
+    cold.print("`sandforge run -- true`, with a kernel that boots");
+    println!();
+    warm.print("The same from a template, in turn with those");
+    println!();
+    Ok(())
+}
+
+/// `sandforge run -- true` without a template, and what it takes without Sandforge: the same
+/// emulator with the stock kernel of a distribution, to its first line of user space.
+fn cold() -> Outcome {
+    let mut commands = Commands::default();
+    for _ in 0..RUNS {
+        commands.once("off")?;
+    }
+    commands.print("Cold `sandforge run -- true`");
     match stock_kernel() {
         Some(kernel) => {
             let mut samples = Vec::new();

@@ -51,7 +51,7 @@ pub use sandbox::{Sandbox, Teardown, Timings};
 pub use snapshot::{
     Afterwards, Check, Cpu, Layer, Manifest, Origin, Restore, Sum, remove_snapshot, snapshot_size,
 };
-pub use template::TemplateOrder;
+pub use template::{TemplateOrder, remove_templates};
 pub use volume::{MAX_VOLUMES, Volume, VolumeAccess};
 pub use workspace::{self, Hidden};
 pub use {image, registry, share, wire};

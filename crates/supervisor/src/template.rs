@@ -437,6 +437,28 @@ fn tidy(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes the templates below an image store's directory; what goes on from one goes on. Returns
+/// how many bytes of the disk they took.
+///
+/// # Errors
+/// Where they cannot be listed.
+pub fn remove_templates(cache: &Path) -> io::Result<u64> {
+    let entries = match fs::read_dir(cache.join("templates")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = 0;
+    for place in entries.flatten().map(|entry| entry.path()) {
+        if place.join(MANIFEST).exists() {
+            let files = [MEMORY, STATE, MANIFEST].map(|name| fs::metadata(place.join(name)));
+            bytes += files.into_iter().flatten().map(|file| file.blocks() * 512).sum::<u64>();
+            discard(&place);
+        }
+    }
+    Ok(bytes)
+}
+
 /// Leaves those that were used last.
 fn prune(directory: &Path) -> io::Result<()> {
     let mut found = Vec::new();
@@ -544,6 +566,17 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, ["2", "3", "4", "5"]);
+    }
+
+    #[test]
+    fn all_are_removed_at_once() {
+        let cache = tempfile::tempdir().unwrap();
+        assert_eq!(remove_templates(cache.path()).unwrap(), 0);
+        let directory = cache.path().join("templates");
+        fs::create_dir(&directory).unwrap();
+        let place = template(&directory);
+        assert!(remove_templates(cache.path()).unwrap() > 0);
+        assert_eq!(open(&place, KEY).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

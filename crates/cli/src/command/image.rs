@@ -89,7 +89,7 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Remove the layers and blobs that no image needs; what runs keeps its own
+    /// Remove the layers and blobs that no image needs, and templates; what runs keeps its own
     Prune {
         /// The compressed layers of images too, which only an export or a repair needs
         #[arg(long)]
@@ -164,7 +164,9 @@ impl ImageArgs {
                 }
             }
             Action::Prune { blobs, json } => {
-                let pruned = store.prune(blobs).map_err(|error| store_failure(&error))?;
+                let mut pruned = store.prune(blobs).map_err(|error| store_failure(&error))?;
+                pruned.bytes += supervisor::remove_templates(store.directory())
+                    .map_err(|error| Failure::failed("cannot remove templates").because(&error))?;
                 if json {
                     super::print_json(&pruned)?;
                 } else {
