@@ -10,7 +10,7 @@ use crate::{FileKind, FileMode, Problem, Text, Timestamp, Validate, bound};
 /// Most paths of a request.
 const MAX_PATHS: usize = 1024;
 
-fn check_paths(field: &str, paths: &[String]) -> Result<(), Problem> {
+pub(crate) fn check_paths(field: &str, paths: &[String]) -> Result<(), Problem> {
     if paths.len() > MAX_PATHS {
         return Err(Problem::invalid(field, format!("must have at most {MAX_PATHS} paths")));
     }

@@ -10,8 +10,8 @@ use wire::text::Secret;
 
 use crate::bound::{
     self, Cpus, CredentialUse, DiskGb, EngineName, Env, GuestPath, HostPath, ImageName,
-    LabelFilter, Labels, MAX_MOUNTS, MemoryMb, Name, ProfileName, RuleLine, Seconds, ServiceName,
-    Workspace, at_most,
+    LabelFilter, Labels, MAX_MOUNTS, MemoryMb, Name, ProfileName, QuotaMb, RuleLine, Seconds,
+    ServiceName, Workspace, at_most,
 };
 use crate::object::objects;
 use crate::operation::UnknownName;
@@ -222,12 +222,47 @@ pub struct Mount {
     /// How it is given.
     #[serde(default)]
     pub mode: MountMode,
+    /// What the guest may add to a live directory, in MiB by the sizes of files; as much as there is
+    /// room for when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bound::QuotaMb>)]
+    pub quota_mb: Option<u32>,
+    /// Paths below a live directory, or globs, which the guest may change though other programs of the
+    /// host run what they say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<bound::RelativePath>, max_items = 1024)]
+    pub allow_protected: Vec<String>,
+}
+
+impl Mount {
+    /// One that is as it is given when nothing else is said.
+    pub fn new(
+        host_path: impl Into<String>,
+        guest_path: impl Into<String>,
+        mode: MountMode,
+        read_only: bool,
+    ) -> Self {
+        let (host_path, guest_path) = (host_path.into(), guest_path.into());
+        Self { host_path, guest_path, read_only, mode, quota_mb: None, allow_protected: Vec::new() }
+    }
 }
 
 impl Validate for Mount {
     fn validate(&self) -> Result<(), Problem> {
         HostPath::check("host_path", &self.host_path)?;
-        GuestPath::check("guest_path", &self.guest_path)
+        GuestPath::check("guest_path", &self.guest_path)?;
+        QuotaMb::check_some("quota_mb", self.quota_mb)?;
+        crate::changes::check_paths("allow_protected", &self.allow_protected)?;
+        let of_live = [
+            ("quota_mb", self.quota_mb.is_some()),
+            ("allow_protected", !self.allow_protected.is_empty()),
+        ];
+        match of_live.into_iter().find(|(_, is_given)| *is_given) {
+            Some((field, _)) if self.mode != MountMode::Live => {
+                Err(Problem::invalid(field, "is of directories that are shared live alone"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

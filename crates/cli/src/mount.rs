@@ -5,10 +5,12 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use client::api::MountMode;
 
 use crate::command::create::absolute;
 use crate::failure::Failure;
+use crate::units;
 
 /// Where the first `-w` is in the sandbox.
 pub(crate) const WORKSPACE: &str = "/workspace";
@@ -31,6 +33,37 @@ pub(crate) struct Mount {
     pub(crate) guest: String,
     pub(crate) mode: Mode,
     pub(crate) read_only: bool,
+    /// What is said of it where it is shared live.
+    pub(crate) live: LiveArgs,
+}
+
+/// What is said of directories that are shared live.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub(crate) struct LiveArgs {
+    /// What a command may add to a directory that is shared live: 512 (MiB), 512m, 2g
+    /// [default: as much as there is room for]
+    #[arg(long, value_name = "SIZE", value_parser = units::memory_mb)]
+    live_quota: Option<u32>,
+
+    /// Let what is shared live be changed here, too, though other programs run what it says
+    #[arg(long, value_name = "PATH")]
+    live_allow: Vec<String>,
+}
+
+impl LiveArgs {
+    /// Says it of each of these that is shared live.
+    pub(crate) fn apply(&self, mounts: &mut [Mount]) -> Result<(), Failure> {
+        let is_live = |mount: &&mut Mount| mount.mode == Mode::Api(MountMode::Live);
+        let mut live = mounts.iter_mut().filter(is_live).peekable();
+        if *self != Self::default() && live.peek().is_none() {
+            return Err(Failure::usage(
+                "--live-quota and --live-allow are of directories that are shared live, and none is",
+            )
+            .help("share one: -w DIR:live"));
+        }
+        live.for_each(|mount| mount.live = self.clone());
+        Ok(())
+    }
 }
 
 impl Mount {
@@ -54,7 +87,8 @@ impl Mount {
             return Err(bad());
         }
         let mode = mode.unwrap_or(Mode::Api(MountMode::Copy));
-        Ok(Self { host: host.into(), guest: format!("/{guest}"), mode, read_only })
+        let (host, guest) = (host.into(), format!("/{guest}"));
+        Ok(Self { host, guest, mode, read_only, live: LiveArgs::default() })
     }
 
     /// What `-w` names, each `DIR[:MODE][:ro]`. A directory of which this is the whole name comes
@@ -78,7 +112,7 @@ impl Mount {
                     ),
                 ));
             }
-            mounts.push(Self { host, guest, mode, read_only });
+            mounts.push(Self { host, guest, mode, read_only, live: LiveArgs::default() });
         }
         Ok(mounts)
     }
@@ -107,10 +141,9 @@ impl Mount {
 
     fn request_as(&self, mode: MountMode) -> Result<client::api::Mount, Failure> {
         Ok(client::api::Mount {
-            host_path: absolute(&self.host)?,
-            guest_path: self.guest.clone(),
-            read_only: self.read_only,
-            mode,
+            quota_mb: self.live.live_quota,
+            allow_protected: self.live.live_allow.clone(),
+            ..client::api::Mount::new(absolute(&self.host)?, &*self.guest, mode, self.read_only)
         })
     }
 

@@ -533,8 +533,22 @@ fn a_directory_comes_and_goes_while_a_sandbox_runs() {
         .says("/data there already");
     run(&["mount", "box", &format!("{directory}/none:/other")]).exits(2).says("none");
 
+    let hook = "mkdir -p /data/.git/hooks && echo x > /data/.git/hooks/pre-commit";
+    let output = run(&["exec", "box", hook]);
+    assert_ne!(output.status, Some(0), "{output}");
+
     run(&["umount", "box", "/data"]).exits(0);
     run(&["exec", "box", "ls /data"]).exits(0).prints("");
+    let allowed = ["--live-quota", "2m", "--live-allow", ".git"];
+    run(&[&["mount", "box", &*mount], &allowed[..]].concat()).exits(0);
+    run(&["exec", "box", hook]).exits(0);
+    assert_eq!(fs::read_to_string(host.path().join(".git/hooks/pre-commit")).unwrap(), "x\n");
+    run(&["exec", "box", "head -c 1m /dev/zero > /data/one"]).exits(0);
+    let over = run(&["exec", "box", "head -c 3m /dev/zero > /data/two"]);
+    assert_ne!(over.status, Some(0), "{over}");
+    let added = fs::metadata(host.path().join("two")).map_or(0, |two| two.len());
+    assert!(added < 1 << 20, "{added}");
+    run(&["umount", "box", "/data"]).exits(0);
     run(&["umount", "box", "/data"]).exits(3).says("no directory is shared live at /data");
     run(&["mount", "box", &format!("{mount}:ro")]).exits(0);
     run(&["exec", "box", "cat /data/file; echo x > /data/x"]).exits(2).prints("of the host\n");

@@ -102,12 +102,7 @@ async fn call_everything(client: &Client) {
     let _ = client
         .write_file("s", &WriteQuery { path: path("/a"), ..WriteQuery::default() }, "x")
         .await;
-    let mount = Mount {
-        host_path: "/srv/data".into(),
-        guest_path: "/data".into(),
-        read_only: true,
-        mode: MountMode::Live,
-    };
+    let mount = Mount::new("/srv/data", "/data", MountMode::Live, true);
     let _ = client.create_snapshot("s", &CreateSnapshot::default()).await;
     let _ = client.fork_sandbox("s", &ForkSandbox::default()).await;
     let _ = client.hibernate_sandbox("s").await;

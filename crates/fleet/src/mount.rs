@@ -1,11 +1,13 @@
 //! What of the host is copied in when a sandbox comes up.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use api::{Mount, MountMode};
 use supervisor::wire::op::{Mkdir, Write, WriteAt};
 use supervisor::wire::text::Text;
+use supervisor::workspace::{Name, Selection};
 use supervisor::{CopyIn, Guest, Hidden, Sandbox, share};
 use tokio::io::AsyncReadExt as _;
 
@@ -66,8 +68,7 @@ impl Mounted {
             Err(error) => return Err(Error::Internal(error.to_string())),
         };
         if self.asked.mode == MountMode::Live {
-            let asked = &self.asked;
-            let shared = share_live(&host, self.masks, &asked.guest_path, asked.read_only, sandbox);
+            let shared = share_live(&host, self.masks, &self.asked, sandbox);
             return shared.await.map(|lacks| {
                 if let Some(lacks) = lacks {
                     tracing::warn!(path = host.real(), "{lacks}");
@@ -103,10 +104,12 @@ pub(crate) fn hidden(masks: policy::Masks) -> Hidden {
     Hidden::new(move |path: &Path| masks.hides(path))
 }
 
-/// What of a shared directory is hidden by policy, and what is protected in every workspace.
+/// What of a shared directory is hidden by policy, and what is protected in every workspace but for
+/// what was allowed by name.
 #[derive(Debug)]
 struct LiveRules {
     masks: Option<policy::Masks>,
+    allowed: Selection,
 }
 
 impl share::Rules for LiveRules {
@@ -115,7 +118,9 @@ impl share::Rules for LiveRules {
     }
 
     fn protects(&self, path: &Path, is_directory: bool) -> bool {
-        supervisor::is_protected_path(path, is_directory)
+        let is_allowed =
+            || Name::parse(path.as_os_str().as_bytes()).is_ok_and(|name| self.allowed.has(&name));
+        supervisor::is_protected_path(path, is_directory) && !is_allowed()
     }
 }
 
@@ -123,15 +128,18 @@ impl share::Rules for LiveRules {
 pub(crate) async fn share_live(
     host: &HostPath,
     masks: Option<policy::Masks>,
-    guest_path: &str,
-    read_only: bool,
+    asked: &Mount,
     sandbox: &Sandbox,
 ) -> Result<Option<String>, Error> {
+    let allowed = Selection::of(&asked.allow_protected)
+        .map_err(|error| api::Problem::invalid("mounts.allow_protected", error.to_string()))?;
     let failed = |error: std::io::Error| Error::Internal(format!("open {}: {error}", host.real()));
     let directory = host.descriptor().map_err(failed)?;
-    let rules = std::sync::Arc::new(LiveRules { masks });
-    let options = share::Options { read_only, rules, ..share::Options::default() };
-    sandbox.share(directory, guest_path, options).await.map_err(|error| match error {
+    let rules = std::sync::Arc::new(LiveRules { masks, allowed });
+    let quota = asked.quota_mb.map(|quota_mb| u64::from(quota_mb) << 20);
+    let options =
+        share::Options { read_only: asked.read_only, rules, quota, ..share::Options::default() };
+    sandbox.share(directory, &asked.guest_path, options).await.map_err(|error| match error {
         error @ supervisor::Error::Guest(_) => error.into(),
         supervisor::Error::Share(error) => {
             api::Problem::invalid("mounts.host_path", error.to_string()).into()

@@ -295,11 +295,9 @@ impl Run {
     pub async fn share(
         &self,
         mount: &RunMount,
-        guest_path: &str,
-        read_only: bool,
+        asked: &api::Mount,
     ) -> Result<Option<String>, Error> {
-        let masks = mount.masks.clone();
-        share_live(&mount.host, masks, guest_path, read_only, &self.sandbox).await
+        share_live(&mount.host, mount.masks.clone(), asked, &self.sandbox).await
     }
 
     /// Copies one file of a mount, from the descriptor that was decided about.
@@ -312,12 +310,8 @@ impl Run {
         guest_path: &str,
         read_only: bool,
     ) -> Result<(), Error> {
-        let asked = api::Mount {
-            host_path: mount.host.real().into(),
-            guest_path: guest_path.trim_end_matches('/').into(),
-            read_only,
-            mode: api::MountMode::Copy,
-        };
+        let guest_path = guest_path.trim_end_matches('/');
+        let asked = api::Mount::new(mount.host.real(), guest_path, api::MountMode::Copy, read_only);
         copy_file(&mount.host, &asked, self.sandbox.guest()).await
     }
 

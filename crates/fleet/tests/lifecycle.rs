@@ -252,12 +252,8 @@ async fn one_file_that_policy_hides_is_not_mounted_by_its_own_name_either() {
     let named = place.directory.path().join("id_rsa");
     std::os::unix::fs::symlink(&plain, &named).unwrap();
     for path in [&secret, &link, &named] {
-        let mount = api::Mount {
-            host_path: path.to_str().unwrap().into(),
-            guest_path: "/data/note".into(),
-            read_only: true,
-            mode: api::MountMode::Copy,
-        };
+        let path = path.to_str().unwrap();
+        let mount = api::Mount::new(path, "/data/note", api::MountMode::Copy, true);
         let create = api::CreateSandbox { mounts: vec![mount], ..request() };
         let error = manager.create(&root(), create, &by()).await.unwrap_err();
         assert_eq!(error.problem().code, Code::PolicyDenied, "{path:?}");

@@ -32,11 +32,9 @@ async fn files_go_in_and_out_and_a_sandbox_outlives_the_fleet_that_made_it() {
     fs::write(project.join("src/main"), "fn main").unwrap();
     fs::write(project.join(".env"), "SECRET=1").unwrap();
     fs::write(place.directory.path().join("note"), "a note").unwrap();
-    let mount = |host: &str, guest: &str, read_only| Mount {
-        host_path: place.directory.path().join(host).to_str().unwrap().to_owned(),
-        guest_path: guest.to_owned(),
-        read_only,
-        mode: api::MountMode::Copy,
+    let mount = |host: &str, guest: &str, read_only| {
+        let host = place.directory.path().join(host);
+        Mount::new(host.to_str().unwrap(), guest, api::MountMode::Copy, read_only)
     };
     let create = CreateSandbox {
         name: Some("box".into()),

@@ -12,7 +12,7 @@ use super::Context;
 use crate::connection;
 use crate::env::EnvArgs;
 use crate::failure::Failure;
-use crate::mount::Mount;
+use crate::mount::{LiveArgs, Mount};
 use crate::network::NetworkArgs;
 use crate::volume::VolumeArgs;
 use crate::{filter, units};
@@ -77,6 +77,9 @@ pub(crate) struct SpecArgs {
     #[arg(long, value_name = "HOST:GUEST[:review][:ro]")]
     mount: Vec<OsString>,
 
+    #[command(flatten)]
+    live: LiveArgs,
+
     /// Its time to live: 30 (seconds), 90s, 5m, 2h [default: none]
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     ttl: Option<Duration>,
@@ -138,11 +141,10 @@ enum Idle {
 impl SpecArgs {
     /// The request. Paths of the host are made absolute: the server has a directory of its own.
     pub(crate) fn request(self, wait: bool) -> Result<CreateSandbox, Failure> {
-        let mounts = self
-            .mount
-            .iter()
-            .map(|text| Mount::parse(text)?.request())
-            .collect::<Result<_, _>>()?;
+        let mounts = self.mount.iter().map(|text| Mount::parse(text));
+        let mut mounts = mounts.collect::<Result<Vec<_>, _>>()?;
+        self.live.apply(&mut mounts)?;
+        let mounts = mounts.iter().map(Mount::request).collect::<Result<_, _>>()?;
         let labels = self.label.iter().map(|label| {
             let (key, value) = label
                 .split_once('=')

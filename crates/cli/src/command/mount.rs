@@ -7,7 +7,7 @@ use client::api::{MountMode, MountQuery, Sandbox};
 
 use crate::connection;
 use crate::failure::Failure;
-use crate::mount::{Mode, Mount};
+use crate::mount::{LiveArgs, Mode, Mount};
 
 /// Share a directory live with a sandbox that runs
 ///
@@ -21,6 +21,9 @@ pub(crate) struct MountArgs {
     /// The directory, and where it is to be in the sandbox; :ro for one that stays as it is
     #[arg(value_name = "DIR:/PLACE[:ro]")]
     mount: OsString,
+
+    #[command(flatten)]
+    live: LiveArgs,
 
     /// Print the sandbox as a JSON object
     #[arg(long)]
@@ -51,6 +54,7 @@ impl MountArgs {
                 .help("name no mode; `sandforge cp` copies a directory in"));
         }
         mount.mode = Mode::Api(MountMode::Live);
+        self.live.apply(std::slice::from_mut(&mut mount))?;
         if !connection::has_server()? {
             return Err(Failure::usage(
                 "a live directory ends with the process that serves it, and \

@@ -20,7 +20,7 @@ use crate::embedded;
 use crate::exit;
 use crate::failure::{Failure, Kind};
 use crate::filter;
-use crate::mount::{Mode, Mount, WORKSPACE};
+use crate::mount::{LiveArgs, Mode, Mount, WORKSPACE};
 use crate::network::NetworkArgs;
 use crate::progress::{Line, Verbosity};
 use crate::report::{Exit, Report, Timings, milliseconds};
@@ -153,6 +153,9 @@ struct FileArgs {
     #[arg(long, value_name = "HOST:GUEST[:MODE][:ro]")]
     mount: Vec<OsString>,
 
+    #[command(flatten)]
+    live: LiveArgs,
+
     /// Leave out what .gitignore files name when copying in
     #[arg(long)]
     gitignore: bool,
@@ -216,6 +219,7 @@ impl FileArgs {
             })?;
             mounts.push(mount);
         }
+        self.live.apply(&mut mounts)?;
         if let Some(out) = &self.out {
             check_out(out)?;
         }
@@ -389,7 +393,8 @@ async fn run(
         match installing.await {
             Ok(host) => {
                 let mode = Mode::Api(client::api::MountMode::Copy);
-                files.mounts.push(Mount { host, guest: asked.place(), mode, read_only: true });
+                let (guest, live) = (asked.place(), LiveArgs::default());
+                files.mounts.push(Mount { host, guest, mode, read_only: true, live });
                 request.sandbox.mounts = files.mounts()?;
             }
             Err(failure) => {
@@ -586,7 +591,7 @@ async fn copy_in(run: &Run, files: &Files, line: &mut Line) -> Result<(), Failur
             .next()
             .ok_or_else(|| Failure::failed(format!("{host:?} was not decided about")))?;
         if mount.mode == Mode::Api(client::api::MountMode::Live) {
-            share(run, host, source, guest, *read_only, line).await?;
+            share(run, mount, source, line).await?;
             continue;
         }
         if mount.mode == Mode::Clone {
@@ -646,14 +651,12 @@ async fn fetch(run: &Run, mount: &Mount, line: &mut Line) -> Result<(), Failure>
 /// Shares a directory by the descriptor that policy has decided about.
 async fn share(
     run: &Run,
-    host: &Path,
+    mount: &Mount,
     source: &RunMount,
-    guest: &str,
-    read_only: bool,
     line: &mut Line,
 ) -> Result<(), Failure> {
-    recheck(host, source)?;
-    let shared = run.share(source, guest, read_only).await;
+    recheck(&mount.host, source)?;
+    let shared = run.share(source, &mount.request()?).await;
     if let Some(lacks) = shared.map_err(|error| fleet_failure(&error))? {
         line.notice(&lacks);
     }
