@@ -282,6 +282,7 @@ number! {
     MemoryMb: u32, 128..=1048576, " MiB";
     /// Scratch disk.
     DiskGb: u32, 1..=16384, " GiB";
+    /// What may be added to a live directory.
     QuotaMb: u32, 1..=16777216, " MiB";
     /// Forks that are made at once.
     Forks: u32, 1..=64, " forks";

@@ -9,11 +9,15 @@ use serde_json::{Value, json};
 
 use crate::server::{Call, Server};
 
+const SNAPSHOT: &str = "/v1/snapshots/{snapshot}";
+
 /// The least that a route takes.
 fn query(route: &Route) -> &'static str {
     match route.id {
         "read_file" | "write_file" | "remove_file" | "stat_file" | "list_files" | "watch_files"
         | "pack_files" | "unpack_files" => "?path=/tmp/x",
+        "detach_mount" => "?guest_path=/data",
+        _ if route.path.starts_with(SNAPSHOT) => "?workspace=own",
         _ => "",
     }
 }
@@ -21,6 +25,9 @@ fn query(route: &Route) -> &'static str {
 fn body(route: &Route, number: u8) -> Value {
     match route.id {
         "exec" => json!({"command": ["true"]}),
+        "attach_mount" => {
+            json!({"host_path": "/nowhere", "guest_path": "/data", "mode": "live"})
+        }
         "signal_process" => json!({"signal": 15}),
         "resize_process" => json!({"rows": 1, "cols": 1}),
         "make_directory" => json!({"path": "/tmp/x"}),
@@ -54,6 +61,13 @@ async fn thing(server: &Server, route: &Route, number: u8) -> String {
             let hex: String = key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
             ("/v1/keys", json!({"name": "x", "workspace": "own", "public_key": hex}))
         }
+        _ if route.path.starts_with(SNAPSHOT) => {
+            let sandbox = server.sandbox("own").await;
+            let path = format!("/v1/sandboxes/{sandbox}/snapshot");
+            let made = server.post(&path).unix().json(&json!({})).send().await;
+            assert_eq!(made.status, 201, "{made:?}");
+            return made.json()["id"].as_str().unwrap().to_owned();
+        }
         _ if route.path.starts_with("/v1/webhooks/{id}") => {
             ("/v1/webhooks", json!({"url": "https://example.org/", "workspace": "own"}))
         }
@@ -75,6 +89,7 @@ fn request<'a>(
         .replace("{sandbox}", sandbox)
         .replace("{process}", "nobody")
         .replace("{id}", thing)
+        .replace("{snapshot}", thing)
         .replace("{service}", "github")
         .replace("{volume}", "data")
         .replace("{delivery}", "nothing");
