@@ -106,7 +106,7 @@ struct CheckArgs {
 #[derive(Subcommand)]
 enum About {
     /// To make a sandbox, with the flags of `sandforge create`
-    Create(SpecArgs),
+    Create(Box<SpecArgs>),
     /// To run a command, with the flags of `sandforge exec`
     Exec(TaskArgs),
     /// To copy something of the host in
