@@ -515,14 +515,17 @@ impl<R: Read> Reader<R> {
 
     fn skip_contents(&mut self) -> Result<(), TarError> {
         let mut scratch = [0; 16 * BLOCK];
-        let mut left = self.contents.stored + self.contents.padding as u64;
+        let Contents { stored: mut left, padding, .. } = std::mem::take(&mut self.contents);
         while left > 0 {
             let step = usize::try_from(left).unwrap_or(usize::MAX).min(scratch.len());
             self.fill(&mut scratch[..step])?;
             left -= step as u64;
         }
-        self.contents = Contents::default();
-        Ok(())
+        match self.fill(&mut scratch[..padding]) {
+            // Who writes no marker does not fill the last block either.
+            Err(TarError::Truncated { .. }) if !self.needs_marker => Ok(()),
+            filled => filled,
+        }
     }
 
     /// After the first zero block: only zeros may follow, so that nothing is dropped in silence

@@ -39,7 +39,18 @@ def settle(create):
     if create.get("memory_mb"):
         create["memory_mb"] = min(create["memory_mb"], 1024)
     for mount in create.get("mounts") or []:
-        mount["host_path"] = MOUNT
+        given(mount)
+
+
+def given(mount):
+    """A directory that is there. What is of live ones alone is said of these; what no pattern says of
+    paths, such as one with `..` in it, is not."""
+    mount["host_path"] = MOUNT
+    if mount.get("mode") != "live":
+        mount.pop("quota_mb", None)
+        mount.pop("allow_protected", None)
+    elif mount.get("allow_protected"):
+        mount["allow_protected"] = [".git"]
 
 
 def rules(body):
@@ -72,6 +83,9 @@ def before_call(context, case, kwargs):
         settle(body)
     elif label == "PATCH /v1/sandboxes/{sandbox}":
         rules(body)
+    elif label == "POST /v1/sandboxes/{sandbox}/mounts":
+        body["mode"] = "live"
+        given(body)
     elif label.endswith("/fork"):
         # Each is a sandbox; a name gets a number, for which a long one has no room.
         body["count"] = min(body.get("count") or 1, 2)
@@ -90,7 +104,7 @@ def before_call(context, case, kwargs):
             body["request"]["reach"]["url"] = "https://example.com/"
             settle(body["request"]["reach"].get("create"))
         if "mount" in body["request"]:
-            body["request"]["mount"]["host_path"] = MOUNT
+            given(body["request"]["mount"])
 
 
 @schemathesis.hook
@@ -117,9 +131,9 @@ def filter_failure(context, failure, case, response):
         return not (code in STATE or field in FIELDS or str(problem.get("detail")).startswith(ID) or odd)
     if kind == "ServerError":
         return code not in HOST
-    # What was used of a sandbox that is gone, what ran in it and what it changed can be asked for a
-    # while.
+    # What was used of a sandbox that is gone, what ran in it, what it said and what it changed can be
+    # asked for a while.
     if kind == "UseAfterFree":
-        outlives = case.operation.label.endswith(("/processes", "/changes"))
+        outlives = case.operation.label.endswith(("/processes", "/changes", "/logs"))
         return problem.get("state") != "destroyed" and not outlives
     return True
